@@ -1,0 +1,1 @@
+"""Ironcart takes an online shop's orders and loses none of them."""

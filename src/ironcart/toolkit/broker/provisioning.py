@@ -1,0 +1,101 @@
+"""Make streams and durable consumers as declared, and compare what is there with it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ironcart.toolkit.broker.connection import Broker, BrokerError
+from ironcart.toolkit.outcomes import Refused
+from ironcart.toolkit.topology import Durable, Stream, difference
+
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+
+
+async def ensure(
+    broker: Broker,
+    streams: Sequence[Stream],
+    durables: Sequence[Durable],
+    *,
+    replicas: int,
+    bytes_max: int,
+) -> list[str]:
+    """Create or change what is not as declared; returns what was done, a phrase each.
+
+    Safe to repeat. Raises `Refused` when JetStream will not change something, saying what.
+    """
+    done: list[str] = []
+    for stream in streams:
+        wanted = stream.config(replicas=replicas, bytes_max=bytes_max)
+        there = await _config(broker, f"STREAM.INFO.{stream.name}", STREAM_NOT_FOUND)
+        done += await _apply(
+            broker,
+            f"stream {stream.name}",
+            wanted,
+            there,
+            create=(f"STREAM.CREATE.{stream.name}", wanted),
+            update=(f"STREAM.UPDATE.{stream.name}", (there or {}) | wanted),
+        )
+    for durable in durables:
+        wanted = durable.config()
+        name = f"{durable.stream}.{durable.name}"
+        there = await _config(broker, f"CONSUMER.INFO.{name}", CONSUMER_NOT_FOUND)
+        request = {"stream_name": durable.stream, "config": wanted}
+        done += await _apply(
+            broker,
+            f"consumer {durable.name} of {durable.stream}",
+            wanted,
+            there,
+            create=(f"CONSUMER.CREATE.{name}", request | {"action": "create"}),
+            update=(f"CONSUMER.CREATE.{name}", request | {"action": "update"}),
+        )
+    return done
+
+
+async def compare(broker: Broker, durables: Sequence[Durable]) -> list[str]:
+    """Say which consumers are missing or not as declared; changes nothing."""
+    found: list[str] = []
+    for durable in durables:
+        there = await _config(
+            broker, f"CONSUMER.INFO.{durable.stream}.{durable.name}", CONSUMER_NOT_FOUND
+        )
+        where = f"consumer {durable.name} of {durable.stream}"
+        if there is None:
+            found.append(f"{where} is missing")
+        else:
+            found += [f"{where}: {phrase}" for phrase in difference(durable.config(), there)]
+    return found
+
+
+Call = tuple[str, dict[str, Any]]
+
+
+async def _apply(
+    broker: Broker,
+    what: str,
+    wanted: dict[str, Any],
+    there: dict[str, Any] | None,
+    *,
+    create: Call,
+    update: Call,
+) -> list[str]:
+    if there is not None and not (phrases := difference(wanted, there)):
+        return []
+    try:
+        if there is None:
+            await broker.api(*create)
+            return [f"{what}: created"]
+        await broker.api(*update)
+    except BrokerError as error:
+        changes = "" if there is None else f" ({'; '.join(phrases)})"
+        raise Refused(f"JetStream refuses {what} as declared: {error}{changes}") from error
+    return [f"{what}: {'; '.join(phrases)}: changed"]
+
+
+async def _config(broker: Broker, subject: str, absent: int) -> dict[str, Any] | None:
+    try:
+        config: dict[str, Any] = (await broker.api(subject))["config"]
+    except BrokerError as error:
+        if error.err_code in (absent, STREAM_NOT_FOUND):
+            return None
+        raise
+    return config

@@ -1,0 +1,82 @@
+"""Group commit: what arrives while one batch is being committed makes up the next."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from ironcart.toolkit.outcomes import Unavailable
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WAITING_MAX = 10_000
+
+
+class Collector(Generic[T, R]):
+    """Turns concurrent `submit` calls into few calls of `commit`, and waits for nothing.
+
+    `commit` gets up to `batch_max` items in order of arrival and returns one result each; when it
+    raises, every caller of that batch gets the exception. `lanes` batches run at once. Beyond
+    `waiting_max` items in hand `submit` raises `Unavailable`.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        batch_max: int,
+        lanes: int = 1,
+        waiting_max: int = WAITING_MAX,
+    ) -> None:
+        self._commit = commit
+        self._batch_max, self._lanes, self._waiting_max = batch_max, lanes, waiting_max
+        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._arrived = asyncio.Event()
+
+    async def submit(self, item: T) -> R:
+        """Hand in one item; returns its result once the batch that it was in is through."""
+        if len(self._waiting) >= self._waiting_max:
+            raise Unavailable("too much work is waiting", retry_after_s=1.0)
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._arrived.set()
+        return await future
+
+    async def run(self) -> None:
+        """Commit batches until cancelled; what waits then fails with `Unavailable`."""
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for _ in range(self._lanes):
+                    lanes.create_task(self._lane())
+        finally:
+            while self._waiting:
+                _, future = self._waiting.popleft()
+                if not future.done():
+                    future.set_exception(Unavailable("shutting down"))
+
+    async def _lane(self) -> None:
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            count = min(len(self._waiting), self._batch_max)
+            batch = [self._waiting.popleft() for _ in range(count)]
+            await self._run(batch)
+
+    async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            results = await self._commit([item for item, _ in batch])
+            assert len(results) == len(batch), "one result for each item"
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
+            verdict = Unavailable("shutting down") if cancelled else error
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(verdict)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)

@@ -1,0 +1,151 @@
+"""Postgres: one pool for each service, in its own schema, with every wait bounded.
+
+Whatever means "not now" becomes `Unavailable`, and `LostRace` when the transaction only has to be
+run again; what waiting cannot mend becomes `Refused`. Everything else is a bug and passes through.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from ironcart.toolkit.outcomes import LostRace, Refused, Unavailable
+
+POOL_CONNECTIONS_MAX = 10
+CONNECT_TIMEOUT_S = 5.0
+ACQUIRE_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 15.0
+_SESSION = {
+    "statement_timeout": "10s",
+    "lock_timeout": "2s",
+    "idle_in_transaction_session_timeout": "5s",
+    # Statements prepared while a table is empty would keep a sequential scan until autoanalyze.
+    "enable_seqscan": "off",
+    "jit": "off",
+    "timezone": "UTC",
+}
+
+# What a statement runs on, inside a transaction that the caller opened.
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+_OUTAGES = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.QueryCanceledError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError,
+)
+_RACES = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+)
+_REFUSALS = (
+    asyncpg.InvalidPasswordError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's errors into ours."""
+    try:
+        yield
+    except _RACES as error:
+        raise LostRace(f"database: {error}") from error
+    except _REFUSALS as error:
+        raise Refused(f"the database refuses us: {error}") from error
+    except _OUTAGES as error:
+        if isinstance(error, asyncpg.InterfaceError) and "operation" in str(error):
+            raise  # "another operation is in progress" and the like: our bug, not an outage
+        raise Unavailable(f"database: {error or type(error).__name__}") from error
+
+
+class Database:
+    """A pool of connections whose `search_path` is one schema."""
+
+    def __init__(self, url: str, schema: str, application: str) -> None:
+        self._url, self._schema, self._application = url, schema, application
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._opening = asyncio.Lock()
+
+    async def connect(self) -> None:
+        """Open the pool; raises `Unavailable` to be tried again, or `Refused` for good."""
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await self._open()
+
+    async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
+        try:
+            with translated():
+                return await asyncpg.create_pool(
+                    self._url,
+                    min_size=1,
+                    max_size=POOL_CONNECTIONS_MAX,
+                    timeout=CONNECT_TIMEOUT_S,
+                    command_timeout=COMMAND_TIMEOUT_S,
+                    server_settings=_SESSION
+                    | {"search_path": self._schema, "application_name": self._application},
+                )
+        except ValueError as error:
+            raise Refused(f"the database's address is wrong: {error}") from error
+
+    async def close(self) -> None:
+        """Close every connection; at most a few seconds."""
+        if self._pool is not None:
+            try:
+                await asyncio.wait_for(self._pool.close(), CONNECT_TIMEOUT_S)
+            except TimeoutError:
+                self._pool.terminate()
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Connection]:
+        """Lend a connection, for statements that each commit by themselves."""
+        if self._pool is None:
+            await self.connect()
+        assert self._pool is not None
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Lend a connection inside one READ COMMITTED transaction; commits unless it raises."""
+        async with self.acquire() as connection, connection.transaction():
+            yield connection
+
+    async def execute(self, statement: str, *arguments: Any) -> str:
+        """Run one statement by itself."""
+        async with self.acquire() as connection:
+            return await connection.execute(statement, *arguments)
+
+    async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Run one query by itself."""
+        async with self.acquire() as connection:
+            return await connection.fetch(statement, *arguments)
+
+    async def fetchrow(self, statement: str, *arguments: Any) -> asyncpg.Record | None:
+        """Run one query by itself, for its first row."""
+        async with self.acquire() as connection:
+            return await connection.fetchrow(statement, *arguments)
+
+    async def healthy(self) -> bool:
+        """Say whether the database answers; raises `Refused` when it refuses us."""
+        try:
+            await self.execute("SELECT 1")
+        except Unavailable:
+            return False
+        return True

@@ -5,8 +5,9 @@ run again; what waiting cannot mend becomes `Refused`. Everything else is a bug 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -30,6 +31,15 @@ _SESSION = {
 
 # What a statement runs on, inside a transaction that the caller opened.
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What a handler writes through, and what happens once that is committed."""
+
+    connection: Connection
+    after_commit: list[Callable[[], None]] = field(default_factory=list)
+
 
 _OUTAGES = (
     OSError,
@@ -77,8 +87,22 @@ def translated() -> Iterator[None]:
 class Database:
     """A pool of connections whose `search_path` is one schema."""
 
-    def __init__(self, url: str, schema: str, application: str) -> None:
-        self._url, self._schema, self._application = url, schema, application
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        application: str,
+        *,
+        connections_max: int = POOL_CONNECTIONS_MAX,
+        session: Mapping[str, str] | None = None,
+    ) -> None:
+        self._url, self._connections_max = url, connections_max
+        self._session = {
+            **_SESSION,
+            "search_path": schema,
+            "application_name": application,
+            **(session or {}),
+        }
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
 
@@ -94,11 +118,10 @@ class Database:
                 return await asyncpg.create_pool(
                     self._url,
                     min_size=1,
-                    max_size=POOL_CONNECTIONS_MAX,
+                    max_size=self._connections_max,
                     timeout=CONNECT_TIMEOUT_S,
                     command_timeout=COMMAND_TIMEOUT_S,
-                    server_settings=_SESSION
-                    | {"search_path": self._schema, "application_name": self._application},
+                    server_settings=self._session,
                 )
         except ValueError as error:
             raise Refused(f"the database's address is wrong: {error}") from error

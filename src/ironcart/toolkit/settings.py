@@ -6,7 +6,7 @@ be secrets. This is the only module that reads the environment.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -49,6 +49,22 @@ def load(kind: type[S], environ: Mapping[str, str], scope: str = "") -> S:
         return kind(**found)
     except ValueError as error:
         raise InvalidSettings(f"settings are wrong: {error}") from error
+
+
+def load_all(
+    kinds: Sequence[type[msgspec.Struct]], environ: Mapping[str, str], scope: str = ""
+) -> list[Any]:
+    """Read several structs at once; raises `InvalidSettings` with the faults of all of them."""
+    found: list[Any] = []
+    faults: list[str] = []
+    for kind in kinds:
+        try:
+            found.append(load(kind, environ, scope))
+        except InvalidSettings as error:
+            faults += error.args
+    if faults:
+        raise InvalidSettings("; ".join(dict.fromkeys(faults)))
+    return found
 
 
 def _names(field: str, scope: str) -> Iterator[str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import nats
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -63,68 +62,70 @@ class Outgoing:
 class Broker:
     """The connection; while it is away requests raise `Unavailable` and nothing is buffered."""
 
-    def __init__(self, client: Client, lost: asyncio.Future[IroncartError]) -> None:
-        self.client = client
-        self._lost = lost
+    def __init__(self, url: str, name: str) -> None:
+        self._url, self._name = url, name
+        self.client = Client()
+        self._lost: asyncio.Future[IroncartError] | None = None
         self._closing = False
 
-    @classmethod
-    async def connect(cls, url: str, name: str) -> "Broker":
+    async def connect(self) -> None:
         """Connect, waiting for the broker as long as it takes; raises `Refused` on bad credentials.
 
-        Cancel it to give up. `url` may list several servers, separated by commas.
+        Cancel it to give up. The address may list several servers, separated by commas.
         """
-        log = structlog.get_logger()
-        lost: asyncio.Future[IroncartError] = asyncio.get_running_loop().create_future()
-
-        async def on_error(error: Exception) -> None:
-            # An exception in here would leave the client deaf: only log, and note a refusal.
-            log.warning("Broker error", error=str(error) or type(error).__name__)
-            if "authorization" in str(error).lower() and not lost.done():
-                lost.set_result(Refused("the broker refuses the credentials in IRONCART_NATS_URL"))
-
-        async def on_disconnect() -> None:
-            telemetry.broker_connected.set(0)
-            log.warning("Broker lost")
-
-        async def on_reconnect() -> None:
-            telemetry.broker_connected.set(1)
-            log.info("Broker is back")
-
-        async def on_closed() -> None:
-            telemetry.broker_connected.set(0)
-            if not lost.done():
-                lost.set_result(Unavailable("the connection to the broker is closed for good"))
-
+        self._lost = asyncio.get_running_loop().create_future()
         connecting = asyncio.ensure_future(
-            nats.connect(
-                servers=url.split(","),
-                name=name,
-                inbox_prefix=f"_INBOX_{name.partition('/')[0]}".encode(),
+            self.client.connect(
+                servers=self._url.split(","),
+                name=self._name,
+                inbox_prefix=f"_INBOX_{self._name.partition('/')[0]}".encode(),
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_WAIT_S,
+                reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # it is slept
                 connect_timeout=CONNECT_TIMEOUT_S,
                 ping_interval=PING_INTERVAL_S,
                 max_outstanding_pings=2,
                 pending_size=SEND_BUFFER_BYTES_MAX,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=on_reconnect,
-                closed_cb=on_closed,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnect,
+                reconnected_cb=self._on_reconnect,
+                closed_cb=self._on_closed,
             )
         )
         try:
-            waiting: set[asyncio.Future[Any]] = {connecting, lost}
+            waiting: set[asyncio.Future[Any]] = {connecting, self._lost}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if lost.done():
-                raise lost.result()
+            if self._lost.done():
+                raise self._lost.result()
+            connecting.result()
             telemetry.broker_connected.set(1)
-            return cls(connecting.result(), lost)
         except ValueError as error:
             raise Refused(f"IRONCART_NATS_URL is wrong: {error}") from error
         finally:
-            if not connecting.done():
-                connecting.cancel()
+            connecting.cancel()
+
+    async def _on_error(self, error: Exception) -> None:
+        # An exception in here would leave the client deaf: only log, and note a refusal.
+        text = str(error) or type(error).__name__
+        structlog.get_logger().warning("Broker error", error=text)
+        if "authorization" in text.lower():
+            self._lose(Refused("the broker refuses the credentials in IRONCART_NATS_URL"))
+
+    async def _on_disconnect(self) -> None:
+        telemetry.broker_connected.set(0)
+        if not self._closing:
+            structlog.get_logger().warning("Broker lost")
+
+    async def _on_reconnect(self) -> None:
+        telemetry.broker_connected.set(1)
+        structlog.get_logger().info("Broker is back")
+
+    async def _on_closed(self) -> None:
+        telemetry.broker_connected.set(0)
+        self._lose(Unavailable("the connection to the broker is closed for good"))
+
+    def _lose(self, why: IroncartError) -> None:
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(why)
 
     @property
     def connected(self) -> bool:
@@ -133,6 +134,7 @@ class Broker:
 
     async def watch(self) -> None:
         """Return never; raises once the connection can't come back, so that the process ends."""
+        assert self._lost is not None, "connect first"
         lost = await asyncio.shield(self._lost)
         if not self._closing:
             raise lost
@@ -141,7 +143,7 @@ class Broker:
     async def close(self) -> None:
         """Send what is buffered and close."""
         self._closing = True
-        with contextlib.suppress(NOT_NOW):
+        with contextlib.suppress(*NOT_NOW):
             await asyncio.wait_for(self.client.close(), CLOSE_TIMEOUT_S)
 
     async def request(

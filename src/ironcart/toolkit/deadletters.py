@@ -1,0 +1,120 @@
+"""Dead letters: a message that can never succeed, set aside whole with the reason.
+
+The original bytes are the body; why and from where are headers. The dead letter is acknowledged by
+its stream before the message is terminated, so a crash in between repeats it, deduplicated.
+"""
+
+import base64
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ironcart.toolkit.broker import Broker, BrokerError, Delivery, Outgoing, publish
+from ironcart.toolkit.topology import DEAD_LETTERS
+
+UNKNOWN_TYPE = "unknown"
+REASON_CHARACTERS_MAX = 500
+ERROR_CHARACTERS_MAX = 2_000
+ORIGINAL_HEADER_BYTES_MAX = 16_000
+MESSAGE_NOT_FOUND = 10037
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What was set aside, and why; `seq` is its own place among the dead letters."""
+
+    seq: int
+    service: str
+    type: str
+    reason: str
+    error: str
+    attempts: int
+    stream: str
+    stream_seq: int
+    subject: str
+    headers: Mapping[str, str]
+    body: bytes
+    parked_at: str
+
+
+def dead_letter(
+    service: str, delivery: Delivery, kind: str, *, reason: str, error: str, attempts: int
+) -> Outgoing:
+    """Write the dead letter of one message; `kind` is a known type or `UNKNOWN_TYPE`."""
+    original = msgspec.json.encode(dict(delivery.headers))
+    if len(original) > ORIGINAL_HEADER_BYTES_MAX:
+        original = b'{"Ironcart-Note":"the original headers were too large to keep"}'
+    headers = {
+        "Ironcart-Service": service,
+        "Ironcart-Type": kind,
+        "Ironcart-Reason": _one_line(reason, REASON_CHARACTERS_MAX),
+        "Ironcart-Error": _one_line(error, ERROR_CHARACTERS_MAX),
+        "Ironcart-Attempts": str(attempts),
+        "Ironcart-Stream": delivery.stream,
+        "Ironcart-Stream-Sequence": str(delivery.stream_seq),
+        "Ironcart-Subject": delivery.subject,
+        "Ironcart-Parked-At": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "Ironcart-Headers": _one_line(original.decode(), ORIGINAL_HEADER_BYTES_MAX),
+    }
+    message_id = f"dlq:{delivery.stream}:{service}:{delivery.stream_seq}"
+    return Outgoing(message_id, f"dlq.{service}.{kind}", delivery.body, headers)
+
+
+async def park(broker: Broker, letter: Outgoing) -> None:
+    """Have a dead letter kept; returns once its stream has it, else raises `Unavailable`."""
+    await publish(broker, [letter])
+
+
+async def read(broker: Broker, first_seq: int = 1) -> AsyncIterator[DeadLetter]:
+    """Go through the dead letters from `first_seq` on, oldest first."""
+    seq = first_seq
+    while (letter := await _next(broker, seq)) is not None:
+        yield letter
+        seq = letter.seq + 1
+
+
+async def find(broker: Broker, seq: int) -> DeadLetter | None:
+    """Look one dead letter up by its sequence."""
+    letter = await _next(broker, seq)
+    return letter if letter is not None and letter.seq == seq else None
+
+
+async def _next(broker: Broker, seq: int) -> DeadLetter | None:
+    try:
+        found = await broker.api(
+            f"STREAM.MSG.GET.{DEAD_LETTERS}", {"seq": seq, "next_by_subj": "dlq.>"}
+        )
+    except BrokerError as error:
+        if error.err_code == MESSAGE_NOT_FOUND:
+            return None
+        raise
+    return _parse(found["message"])
+
+
+def _parse(message: Mapping[str, Any]) -> DeadLetter:
+    lines = base64.b64decode(message.get("hdrs", "")).decode(errors="replace").split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines if ": " in line)
+    original = headers.get("Ironcart-Headers", "{}")
+    return DeadLetter(
+        seq=message["seq"],
+        service=headers.get("Ironcart-Service", ""),
+        type=headers.get("Ironcart-Type", UNKNOWN_TYPE),
+        reason=headers.get("Ironcart-Reason", ""),
+        error=headers.get("Ironcart-Error", ""),
+        attempts=int(headers.get("Ironcart-Attempts", "0")),
+        stream=headers.get("Ironcart-Stream", ""),
+        stream_seq=int(headers.get("Ironcart-Stream-Sequence", "0")),
+        subject=headers.get("Ironcart-Subject", ""),
+        headers=msgspec.json.decode(original, type=dict[str, str]),
+        body=base64.b64decode(message.get("data", "")),
+        parked_at=headers.get("Ironcart-Parked-At", ""),
+    )
+
+
+def _one_line(text: str, characters_max: int) -> str:
+    """Fit text into a header: printable ASCII, one line; a NATS header ends at a line break."""
+    clean = text.encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else " " for c in clean)[:characters_max].strip()

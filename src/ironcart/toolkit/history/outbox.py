@@ -1,0 +1,188 @@
+"""Outbox: publishes what was committed, at once by the fast path and at last by the sweeper.
+
+Nothing depends on the fast path: it may fail, or the process may die. The sweeper publishes what
+has been unpublished for more than `SWEEP_AFTER_S`, and a repeat carries the same ids.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from ironcart.toolkit import telemetry
+from ironcart.toolkit.broker import Broker, BrokerError, Outgoing, publish
+from ironcart.toolkit.broker.publisher import BATCH_MESSAGES_MAX
+from ironcart.toolkit.database import Database
+from ironcart.toolkit.history.events import Commit
+from ironcart.toolkit.outcomes import Unavailable
+
+SWEEP_AFTER_S = 2.0
+SWEEP_EVERY_S = 0.5
+SWEEP_BATCHES_MAX = 500
+FAST_PATH_COMMITS_MAX = 2_000
+CHUNK_BYTES_MAX = 4 * 1024 * 1024
+
+
+class Outbox:
+    """One for each service: everything it emits goes to one stream, in order of commit."""
+
+    def __init__(self, broker: Broker, database: Database) -> None:
+        self._broker, self._database = broker, database
+        self._waiting: deque[tuple[Commit, asyncio.Future[None]]] = deque()
+        self._in_hand: set[int] = set()
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def publish(self, commit: Commit | None) -> None:
+        """Wait until a commit has travelled, or until that is left to the sweeper."""
+        if commit is not None and (sent := self.hand_over(commit)) is not None:
+            await sent
+
+    def hand_over(self, commit: Commit) -> asyncio.Future[None] | None:
+        """Publish a commit soon; None when the sweeper will have to."""
+        if not self._broker.connected or len(self._waiting) >= FAST_PATH_COMMITS_MAX:
+            return None
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((commit, future))
+        self._in_hand.add(commit.batch_no)
+        self._idle.clear()
+        self._arrived.set()
+        return future
+
+    async def flushed(self) -> None:
+        """Wait until the fast path has nothing left to do."""
+        await self._idle.wait()
+
+    async def run_fast_path(self) -> None:
+        """Publish what is handed over, merging commits, until cancelled."""
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            group, count = [], 0
+            while self._waiting and count < BATCH_MESSAGES_MAX:
+                group.append(self._waiting.popleft())
+                count += len(group[-1][0].messages)
+            try:
+                await self._publish([commit for commit, _ in group])
+            except Unavailable as error:
+                structlog.get_logger().warning("Left to the sweeper", error=str(error))
+            except BrokerError as error:
+                structlog.get_logger().error("The stream refuses our events", error=str(error))
+            finally:
+                for commit, future in group:
+                    self._in_hand.discard(commit.batch_no)
+                    if not future.done():
+                        future.set_result(None)
+                if not self._in_hand:
+                    self._idle.set()
+
+    async def run_sweeper(self) -> None:
+        """Publish what was left behind, by this process or another, until cancelled."""
+        while True:
+            try:
+                more = await self.sweep()
+                await self._measure()
+            except (Unavailable, BrokerError) as error:
+                structlog.get_logger().warning("Sweeping failed", error=str(error))
+                more = False
+            if not more:
+                await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def sweep(self) -> bool:
+        """Publish one round of what is old; says whether there may be more."""
+        if not self._broker.connected:
+            return False
+        rows = await self._database.fetch(_CLAIM, SWEEP_AFTER_S, SWEEP_BATCHES_MAX)
+        numbers = sorted({row["batch_no"] for row in rows} - self._in_hand)
+        if not numbers:
+            return False
+        events = await self._database.fetch(_EVENTS, numbers)
+        commits: dict[int, list[Outgoing]] = {number: [] for number in numbers}
+        for row in events:
+            commits[row["batch_no"]].append(_outgoing(row))
+        structlog.get_logger().info("Sweeping", batches=len(numbers), events=len(events))
+        await self._publish([Commit(number, found) for number, found in commits.items()])
+        return len(rows) == SWEEP_BATCHES_MAX
+
+    async def _publish(self, commits: Sequence[Commit]) -> None:
+        """Publish in chunks, and mark what the stream has taken."""
+        messages = [message for commit in commits for message in commit.messages]
+        seqs: list[int] = []
+        for chunk in _chunks(messages):
+            seqs += await publish(self._broker, chunk)
+        at = 0
+        marks: list[tuple[int, int]] = []
+        scattered: list[tuple[int, int, int]] = []
+        for commit in commits:
+            taken = seqs[at : at + len(commit.messages)]
+            at += len(taken)
+            marks.append((commit.batch_no, taken[0]))
+            if taken[-1] - taken[0] != len(taken) - 1 or taken != sorted(taken):
+                scattered += [(commit.batch_no, pos, seq) for pos, seq in enumerate(taken)]
+        for message in messages:
+            telemetry.published.labels(message.subject).inc()
+        await self._mark(marks, scattered)
+
+    async def _mark(
+        self, marks: Sequence[tuple[int, int]], scattered: Sequence[tuple[int, int, int]]
+    ) -> None:
+        if scattered:
+            await self._database.execute(
+                "UPDATE events e SET stream_seq = s.seq FROM unnest($1::bigint[], $2::int[],"
+                " $3::bigint[]) AS s(batch_no, pos, seq)"
+                " WHERE e.batch_no = s.batch_no AND e.batch_pos = s.pos",
+                *(list(column) for column in zip(*scattered, strict=True)),
+            )
+        await self._database.execute(
+            "UPDATE batches b SET first_seq = m.seq FROM unnest($1::bigint[], $2::bigint[])"
+            " AS m(batch_no, seq) WHERE b.batch_no = m.batch_no",
+            *(list(column) for column in zip(*marks, strict=True)),
+        )
+
+    async def _measure(self) -> None:
+        row = await self._database.fetchrow(
+            "SELECT count(*) AS waiting,"
+            " coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::float8 AS age_s"
+            " FROM batches WHERE first_seq IS NULL"
+        )
+        assert row is not None
+        telemetry.outbox_waiting.set(row["waiting"])
+        telemetry.outbox_age.set(row["age_s"])
+
+
+# Claiming is a lease of SWEEP_AFTER_S: two replicas do not sweep the same batch at once, and no
+# transaction stays open while the broker is being waited for.
+_CLAIM = """
+UPDATE batches SET claimed_at = now() WHERE batch_no IN (
+  SELECT batch_no FROM batches
+  WHERE first_seq IS NULL
+    AND coalesce(claimed_at, recorded_at) < now() - make_interval(secs => $1)
+  ORDER BY batch_no LIMIT $2 FOR UPDATE SKIP LOCKED)
+RETURNING batch_no
+"""
+_EVENTS = """
+SELECT batch_no, id, subject, traceparent, body FROM events
+WHERE batch_no = ANY($1::bigint[]) ORDER BY batch_no, batch_pos
+"""
+
+
+def _outgoing(row: Any) -> Outgoing:
+    traceparent, _, state = str(row["traceparent"]).partition(" ")
+    headers = {"traceparent": traceparent} | ({"tracestate": state} if state else {})
+    return Outgoing(str(row["id"]), row["subject"], row["body"], headers)
+
+
+def _chunks(messages: Sequence[Outgoing]) -> list[list[Outgoing]]:
+    chunks: list[list[Outgoing]] = [[]]
+    size = 0
+    for message in messages:
+        size += len(message.body)
+        if chunks[-1] and (len(chunks[-1]) == BATCH_MESSAGES_MAX or size > CHUNK_BYTES_MAX):
+            chunks.append([])
+            size = len(message.body)
+        chunks[-1].append(message)
+    return chunks

@@ -1,0 +1,151 @@
+"""Endpoints: a handler wrapped in what every route has (trace, metric, problems), in one app."""
+
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from litestar import Litestar, Request, Response
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from opentelemetry.trace import SpanKind
+
+from ironcart.toolkit import telemetry
+from ironcart.toolkit.envelope import encode_json
+from ironcart.toolkit.http.documents import Operation, document
+from ironcart.toolkit.http.problems import Problem
+from ironcart.toolkit.outcomes import Unavailable
+
+BODY_BYTES_MAX = 64 * 1024
+RETRY_AFTER_S = 1
+
+Call = Request[Any, Any, Any]
+Answer = Response[Any]
+EndpointHandler = Callable[[Call], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route; `path` as in OpenAPI (`/orders/{order_id}`), parameters are strings."""
+
+    method: str
+    path: str
+    handler: EndpointHandler
+    operation: Operation | None = None
+
+
+def json_response(
+    body: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response[bytes]:
+    """Answer with a struct, or with bytes that are JSON already."""
+    encoded = body if isinstance(body, bytes) else encode_json(body)
+    return Response(
+        encoded, status_code=status, media_type="application/json", headers=headers or {}
+    )
+
+
+async def json_body(request: Call) -> bytes:
+    """Read a JSON body; raises a `Problem` when it is said to be something else."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem(415, "send Content-Type: application/json")
+    return await request.body()
+
+
+def trace_of(request: Call) -> telemetry.TraceContext:
+    """The trace that this request belongs to."""
+    context: telemetry.TraceContext = request.scope["ironcart_trace"]  # type: ignore[typeddict-item]
+    return context
+
+
+def application(
+    service: str, version: str, endpoints: Sequence[Endpoint], tracing: telemetry.Tracing
+) -> Litestar:
+    """Build the ASGI app; every error it answers is a problem."""
+    documented = [(e.method, e.path, e.operation) for e in endpoints if e.operation]
+    described = encode_json(document(service, version, documented))
+
+    async def openapi(_: Call) -> Answer:
+        return json_response(described)
+
+    everything = [*endpoints, Endpoint("GET", "/openapi.json", openapi)]
+    return Litestar(
+        route_handlers=[_handler(endpoint, tracing) for endpoint in everything],
+        openapi_config=None,
+        request_max_body_size=BODY_BYTES_MAX,
+        exception_handlers={Exception: _Problems(everything)},
+        logging_config=None,
+    )
+
+
+def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler:
+    async def handle(request: Call) -> Answer:
+        started = time.monotonic()
+        status = 500
+        parent = telemetry.context(request.headers)
+        span, inside = tracing.start(
+            f"{endpoint.method} {endpoint.path}",
+            SpanKind.SERVER,
+            parent,
+            http__request__method=endpoint.method,
+            http__route=endpoint.path,
+        )
+        request.scope["ironcart_trace"] = inside  # type: ignore[typeddict-unknown-key]
+        try:
+            answer = await endpoint.handler(request)
+            status = answer.status_code or 200
+        except Exception as error:
+            problem = as_problem(error)
+            status = problem.status
+            raise problem from error
+        else:
+            return answer
+        finally:
+            seconds = time.monotonic() - started
+            telemetry.http_seconds.labels(endpoint.method, endpoint.path, status).observe(seconds)
+            if span is not None:
+                span.set_attribute("http.response.status_code", status)
+                span.end()
+
+    path = re.sub(r"\{(\w+)\}", r"{\1:str}", endpoint.path)
+    handle.__name__ = endpoint.handler.__name__
+    return HTTPRouteHandler(path, http_method=endpoint.method)(handle)  # type: ignore[arg-type]
+
+
+def as_problem(error: Exception) -> Problem:
+    """Say an error in HTTP; a bug is logged and says nothing about itself."""
+    match error:
+        case Problem():
+            return error
+        case Unavailable():
+            wait_s = math.ceil(error.retry_after_s or RETRY_AFTER_S)
+            return Problem(
+                503,
+                "not now; send the same request again, with the same Idempotency-Key",
+                headers={"Retry-After": str(wait_s)},
+            )
+        case HTTPException():
+            detail = error.detail if error.status_code < 500 else "something went wrong here"
+            return Problem(error.status_code, detail, headers=dict(error.headers or {}))
+    structlog.get_logger().error("A request failed", exc_info=error)
+    return Problem(500, "something went wrong here; it is in the logs")
+
+
+class _Problems:
+    """Answers every exception; knows which methods a path has."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._paths = [
+            (re.compile("^" + re.sub(r"\{\w+\}", "[^/]+", e.path) + "/?$"), e.method)
+            for e in endpoints
+        ]
+
+    def __call__(self, request: Call, error: Exception) -> Answer:
+        problem = as_problem(error)
+        if problem.status == 405:
+            methods = sorted({m for p, m in self._paths if p.match(request.url.path)})
+            problem.headers["Allow"] = ", ".join(methods)
+        return problem.response()

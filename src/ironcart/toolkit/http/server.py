@@ -1,0 +1,67 @@
+"""uvicorn in this process's loop: our socket, our signals, a drain that finishes every request."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from litestar import Litestar
+
+from ironcart.toolkit.outcomes import Refused
+
+CONNECTIONS_WAITING_MAX = 2_048
+KEEP_ALIVE_S = 75
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port; raises `Refused` when somebody else has it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+    except OSError as error:
+        taken.close()
+        raise Refused(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return taken
+
+
+class Server(uvicorn.Server):
+    """Serves an app until `finish`; signals belong to the lifecycle, not to uvicorn."""
+
+    def __init__(self, app: Litestar, taken: socket.socket, drain_s: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=CONNECTIONS_WAITING_MAX,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, int(drain_s)),
+            )
+        )
+        self._taken = taken
+        self._over = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+    async def run_until_finished(self) -> None:
+        """Serve; returns when `finish` was called and every request has its answer."""
+        try:
+            await self.serve(sockets=[self._taken])
+        finally:
+            self._over.set()
+
+    async def finish(self) -> None:
+        """Accept no more, and wait for the requests under way."""
+        self.should_exit = True
+        await self._over.wait()

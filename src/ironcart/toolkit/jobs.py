@@ -1,0 +1,338 @@
+"""Jobs: calls to the outside, never inside a transaction nor inside a message's ack window.
+
+A handler adds a job in its transaction, already leased to its own process, and the message is
+acked. The scheduler makes one call at a time for each job, outside any transaction, and settles it
+in a second one, if the lease still holds. A job whose call came to nothing is due again later; one
+whose process died is leased by another when the lease has run out, by the database's clock.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from ironcart.toolkit import telemetry
+from ironcart.toolkit.collector import Collector
+from ironcart.toolkit.database import Connection, Database, Transaction
+from ironcart.toolkit.history import Cause, Commit, History, Outbox, Recorded
+from ironcart.toolkit.history.events import log_facts
+from ironcart.toolkit.outcomes import Fact, LostRace, Unavailable
+from ironcart.toolkit.resilience import Backoff, BreakerOpen
+
+LEASE_S = 60.0
+# A call must be over well before its lease is: adapters set their deadlines below this.
+CALL_S_MAX = LEASE_S / 2
+# A job that has waited this long since it was leased is given back rather than begun.
+LEASE_LEFT_MIN_S = CALL_S_MAX + 5
+JOBS_IN_HAND_MAX = 2_000
+CALLS_IN_FLIGHT_MAX = 128
+LEASE_BATCH_MAX = 500
+SETTLE_BATCH_MAX = 200
+POLL_S = 0.5
+ERROR_CHARACTERS_MAX = 500
+RETRY = Backoff(attempts_max=2**31, first_s=0.5, max_s=60.0)
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Generic[P]):
+    """What a settled call leads to: facts to emit, and what goes on, if the job does.
+
+    `lost` says that the row moved on meanwhile and this answer changed nothing.
+    """
+
+    facts: tuple[Fact, ...] = ()
+    cause: Cause | None = None
+    again: P | None = None
+
+
+class Work(Protocol[P, R]):
+    """What a service says about its jobs; `P` is what a call needs, `R` what it learned."""
+
+    async def load(self, connection: Connection, keys: Sequence[str]) -> Mapping[str, P]:
+        """Read what the calls of these jobs need; a key that is left out has nothing to do."""
+
+    async def call(self, payload: P, attempts: int) -> R:
+        """Make one call to the outside; raises `Unavailable` when its outcome is not known.
+
+        `attempts` counts the earlier ones that came to nothing.
+        """
+
+    async def settle(
+        self, connection: Connection, results: Sequence[tuple[P, R]]
+    ) -> Sequence[Settled[P]]:
+        """Write down what was learned, inside a transaction in which the leases hold."""
+
+
+@dataclass(slots=True)
+class _Job(Generic[P]):
+    key: str
+    lease: uuid.UUID
+    payload: P
+    attempts: int = 0
+    leased_at: float = 0.0
+
+
+class Jobs(Generic[P, R]):
+    """The jobs of one service: `add` from a handler, `run` as a loop beside the consumers."""
+
+    def __init__(
+        self,
+        work: Work[P, R],
+        database: Database,
+        history: History,
+        outbox: Outbox,
+        *,
+        closed_for_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`closed_for_s` says for how long no call may be made: a breaker's wait."""
+        self._work, self._database = work, database
+        self._history, self._outbox = history, outbox
+        self._closed_for_s = closed_for_s
+        self._in_hand: asyncio.Queue[_Job[P]] = asyncio.Queue()
+        self._calling = 0
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._settling: Collector[tuple[_Job[P], R], None] = Collector(
+            self._settle, batch_max=SETTLE_BATCH_MAX, lanes=2
+        )
+        self._postponing: Collector[tuple[_Job[P], str, float, int], None] = Collector(
+            self._postpone, batch_max=LEASE_BATCH_MAX
+        )
+
+    @property
+    def _room(self) -> int:
+        return JOBS_IN_HAND_MAX - self._in_hand.qsize()
+
+    async def add(self, transaction: Transaction, payloads: Mapping[str, P]) -> None:
+        """Record jobs in a handler's transaction, leased to this process while there is room.
+
+        A key that has an open job is left as it is.
+        """
+        lease = uuid.uuid4()
+        keys = list(payloads)
+        open_for_calls = self._closed_for_s() <= 0 and not self._stopping.is_set()
+        leased = keys[: max(0, self._room)] if open_for_calls else []
+        later = keys[len(leased) :]
+        added: set[str] = set()
+        if leased:
+            rows = await transaction.connection.fetch(_ADD_LEASED, leased, LEASE_S, lease)
+            added = {row["key"] for row in rows}
+        if later:
+            await transaction.connection.execute(_ADD_DUE, later)
+        now = time.monotonic()
+
+        def hand_over() -> None:
+            for key in leased:
+                if key in added:
+                    self._in_hand.put_nowait(_Job(key, lease, payloads[key], 0, now))
+            self._hurry.set()
+
+        transaction.after_commit.append(hand_over)
+
+    async def hasten(self, transaction: Transaction, keys: Sequence[str]) -> set[str]:
+        """Make waiting jobs due now, adding those that have none; returns the keys nobody holds.
+
+        A job that is being worked on is left to its holder, who sees the new state when it settles.
+        """
+        rows = await transaction.connection.fetch(_HASTEN, keys)
+        transaction.after_commit.append(self._hurry.set)
+        return {row["key"] for row in rows}
+
+    async def drop(self, connection: Connection, keys: Sequence[str]) -> None:
+        """Take back jobs that nobody holds: there is nothing left to do."""
+        await connection.execute(
+            "DELETE FROM jobs WHERE key = ANY($1::text[]) AND lease IS NULL", keys
+        )
+
+    def stop(self) -> None:
+        """Begin no further call; `run` returns when those under way are settled."""
+        self._stopping.set()
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Make calls until stopped."""
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(self._settling.run()),
+                group.create_task(self._postponing.run()),
+            ]
+            callers = [group.create_task(self._caller()) for _ in range(CALLS_IN_FLIGHT_MAX)]
+            await self._lease_what_is_due()
+            for _ in callers:  # One wake-up for each caller; those in a call finish it first.
+                self._in_hand.put_nowait(_WAKE)
+            await asyncio.wait(callers)
+            for task in background:
+                task.cancel()
+
+    async def _lease_what_is_due(self) -> None:
+        while not self._stopping.is_set():
+            more = False
+            try:
+                if self._closed_for_s() <= 0 and (room := min(LEASE_BATCH_MAX, self._room)) > 0:
+                    more = await self._lease(room) == room
+                await self._measure()
+            except Unavailable as error:
+                structlog.get_logger().warning("Cannot lease jobs", error=str(error))
+            if not more:
+                self._hurry.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), POLL_S)
+
+    async def _lease(self, count_max: int) -> int:
+        lease = uuid.uuid4()
+        leased_at = time.monotonic()
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(_LEASE, count_max, LEASE_S, lease)
+            keys = [row["key"] for row in rows]
+            payloads = await self._work.load(connection, keys) if keys else {}
+            if idle := [key for key in keys if key not in payloads]:
+                await connection.execute("DELETE FROM jobs WHERE key = ANY($1::text[])", idle)
+        for row in rows:
+            if (payload := payloads.get(row["key"])) is not None:
+                job = _Job(row["key"], lease, payload, row["attempts"], leased_at)
+                self._in_hand.put_nowait(job)
+        return len(rows)
+
+    async def _caller(self) -> None:
+        while True:
+            job = await self._in_hand.get()
+            if self._stopping.is_set():
+                if job is _WAKE:
+                    return
+                await self._later(job, "shutting down", 0.0, counts=False)
+            elif time.monotonic() - job.leased_at > LEASE_S - LEASE_LEFT_MIN_S:
+                await self._later(job, "waited too long", 0.0, counts=False)
+            elif (wait_s := self._closed_for_s()) > 0:
+                await self._later(job, "breaker open", wait_s, counts=False)
+            else:
+                await self._call(job)
+
+    async def _call(self, job: _Job[P]) -> None:
+        try:
+            result = await self._work.call(job.payload, job.attempts)
+        except BreakerOpen as error:
+            await self._later(job, str(error), error.retry_after_s or 1.0, counts=False)
+        except Unavailable as error:
+            delay_s = error.retry_after_s or RETRY.delay_s(job.attempts + 1)
+            await self._later(job, str(error), delay_s, counts=True)
+        except Exception as error:  # noqa: BLE001 - one job's bug must not stop the others
+            structlog.get_logger().error("A job failed", exc_info=error, job=job.key)
+            text = f"{type(error).__name__}: {error}"
+            await self._later(job, text, RETRY.delay_s(job.attempts + 1), counts=True)
+        else:
+            # A settlement that is lost costs a repeat of the call, which finds it already done.
+            with suppress(Unavailable):
+                await self._settling.submit((job, result))
+
+    async def _later(self, job: _Job[P], error: str, delay_s: float, *, counts: bool) -> None:
+        with suppress(Unavailable):  # Then the lease runs out instead.
+            await self._postponing.submit((job, error, delay_s, int(counts)))
+
+    async def _postpone(self, jobs: Sequence[tuple[_Job[P], str, float, int]]) -> list[None]:
+        await self._database.execute(
+            _POSTPONE,
+            [job.key for job, *_ in jobs],
+            [job.lease for job, *_ in jobs],
+            [error.replace("\x00", "")[:ERROR_CHARACTERS_MAX] for _, error, _, _ in jobs],
+            [delay_s for *_, delay_s, _ in jobs],
+            [counts for *_, counts in jobs],
+        )
+        return [None] * len(jobs)
+
+    async def _settle(self, results: Sequence[tuple[_Job[P], R]]) -> list[None]:
+        try:
+            commit, again = await self._write(results)
+        except LostRace:
+            commit, again = await self._write(results)
+        for job in again:
+            self._in_hand.put_nowait(job)
+        if commit is not None:
+            self._outbox.hand_over(commit)
+        return [None] * len(results)
+
+    async def _write(
+        self, results: Sequence[tuple[_Job[P], R]]
+    ) -> tuple[Commit | None, list[_Job[P]]]:
+        recorded: list[Recorded] = []
+        again: list[_Job[P]] = []
+        done: list[str] = []
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                _HOLD, [job.key for job, _ in results], [job.lease for job, _ in results]
+            )
+            held = {row["key"] for row in rows}
+            live = [(job, result) for job, result in results if job.key in held]
+            settled = await self._work.settle(
+                connection, [(job.payload, result) for job, result in live]
+            )
+            now = time.monotonic()
+            for (job, _), then in zip(live, settled, strict=True):
+                if then.cause is not None:
+                    recorded += [self._history.seal(fact, then.cause) for fact in then.facts]
+                if then.again is None:
+                    done.append(job.key)
+                else:
+                    again.append(_Job(job.key, job.lease, then.again, 0, now))
+            if done:
+                await connection.execute("DELETE FROM jobs WHERE key = ANY($1::text[])", done)
+            if again:
+                await connection.execute(_RENEW, [job.key for job in again], LEASE_S)
+            commit = await self._history.append(connection, recorded) if recorded else None
+        log_facts(recorded)
+        return commit, again
+
+    async def _measure(self) -> None:
+        row = await self._database.fetchrow(_MEASURE)
+        assert row is not None
+        telemetry.jobs_open.set(row["open"])
+        telemetry.jobs_due.set(row["due"])
+        telemetry.jobs_oldest.set(row["oldest_s"])
+
+
+_WAKE: Any = _Job("", uuid.UUID(int=0), None)
+
+_ADD_LEASED = """
+INSERT INTO jobs (key, due_at, lease)
+SELECT key, now() + make_interval(secs => $2), $3 FROM unnest($1::text[]) AS key ORDER BY key
+ON CONFLICT DO NOTHING RETURNING key
+"""
+_ADD_DUE = """
+INSERT INTO jobs (key, due_at) SELECT key, now() FROM unnest($1::text[]) AS key ORDER BY key
+ON CONFLICT DO NOTHING
+"""
+_HASTEN = """
+INSERT INTO jobs AS j (key, due_at) SELECT key, now() FROM unnest($1::text[]) AS key ORDER BY key
+ON CONFLICT (key) DO UPDATE SET due_at = now() WHERE j.lease IS NULL RETURNING key
+"""
+_LEASE = """
+UPDATE jobs SET lease = $3, due_at = now() + make_interval(secs => $2) WHERE key IN (
+  SELECT key FROM jobs WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+RETURNING key, attempts
+"""
+_HOLD = """
+SELECT j.key FROM jobs j JOIN unnest($1::text[], $2::uuid[]) AS h(key, lease)
+  ON j.key = h.key AND j.lease = h.lease ORDER BY j.key FOR UPDATE OF j
+"""
+_RENEW = """
+UPDATE jobs SET due_at = now() + make_interval(secs => $2), attempts = 0, error = NULL
+WHERE key = ANY($1::text[])
+"""
+_POSTPONE = """
+UPDATE jobs j SET lease = NULL, due_at = now() + make_interval(secs => p.delay_s),
+                  error = p.error, attempts = j.attempts + p.counts
+FROM unnest($1::text[], $2::uuid[], $3::text[], $4::float8[], $5::int[])
+  AS p(key, lease, error, delay_s, counts)
+WHERE j.key = p.key AND j.lease = p.lease
+"""
+_MEASURE = """
+SELECT count(*) AS open, count(*) FILTER (WHERE due_at <= now()) AS due,
+       coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_s FROM jobs
+"""

@@ -1,0 +1,199 @@
+"""The consumer: takes batches, has them dealt with, publishes, then settles with the broker."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+from msgspec import Struct
+
+from ironcart.toolkit import telemetry
+from ironcart.toolkit.broker import BrokerError, Delivery, Puller
+from ironcart.toolkit.deadletters import UNKNOWN_TYPE, dead_letter, park
+from ironcart.toolkit.envelope import decode, decode_data
+from ironcart.toolkit.history import Cause, Commit
+from ironcart.toolkit.loop.attempt import Attempt
+from ironcart.toolkit.loop.subscriptions import Chassis, Message, RawSubscription, Subscription
+from ironcart.toolkit.loop.verdicts import Ack, Nak, Term, Verdict
+from ironcart.toolkit.outcomes import LostRace, Poison, Unavailable
+
+BATCH_MESSAGES_MAX = 500
+MESSAGES_IN_HAND_MAX = 2_000
+SETTLING_BATCHES_MAX = 2
+LINGER_S = 0.004
+# A batch that is already this large waits for nobody.
+LINGER_BELOW_MESSAGES = 50
+OUTAGE_CHECK_S = 0.5
+RACES_MAX = 10
+
+
+class Consumer:
+    """Runs one subscription until `stop`, then finishes what is in hand."""
+
+    def __init__(self, chassis: Chassis, subscription: Subscription | RawSubscription) -> None:
+        self._chassis, self._subscription = chassis, subscription
+        durable = subscription.durable
+        self.puller = Puller(
+            chassis.broker, durable.stream, durable.name, slots=MESSAGES_IN_HAND_MAX
+        )
+        self.label = f"{durable.name}/{durable.stream}"
+        self._stopping = asyncio.Event()
+        self._oldest_stored_at: float | None = None
+
+    def stop(self) -> None:
+        """Pull nothing more; `run` returns when everything in hand is settled."""
+        self._stopping.set()
+        self.puller.stop()
+
+    def measure_age(self) -> None:
+        """Export the age of the oldest message in hand."""
+        at = self._oldest_stored_at
+        durable = self._subscription.durable
+        age_s = 0.0 if at is None else max(0.0, time.time() - at)
+        telemetry.oldest.labels(durable.name, durable.stream).set(age_s)
+
+    async def run(self) -> None:
+        """Deal with batches until stopped; raises only `Refused` and bugs of the loop itself."""
+        settling = asyncio.Semaphore(SETTLING_BATCHES_MAX)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.puller.run())
+            while batch := await self._take():
+                verdicts, commit = await self._until_dealt_with(batch)
+                if verdicts is None:  # Stopped during an outage: all of it is delivered again.
+                    self.puller.release(len(batch))
+                    continue
+                await settling.acquire()
+                task = group.create_task(self._settle(verdicts, commit))
+                task.add_done_callback(lambda _: settling.release())
+
+    async def _take(self) -> list[Delivery]:
+        self._oldest_stored_at = None
+        batch = await self.puller.take(BATCH_MESSAGES_MAX)
+        if batch and len(batch) < LINGER_BELOW_MESSAGES and not self._stopping.is_set():
+            await asyncio.sleep(LINGER_S)  # A small batch costs nearly what a larger one does.
+            if self.puller.waiting:
+                batch += await self.puller.take(BATCH_MESSAGES_MAX - len(batch))
+        self._oldest_stored_at = batch[0].stored_at if batch else None
+        return batch
+
+    async def _until_dealt_with(
+        self, batch: Sequence[Delivery]
+    ) -> tuple[list[Verdict] | None, Commit | None]:
+        """Deal with a batch, however long the database is away; None when stopped meanwhile."""
+        log = structlog.get_logger()
+        races = 0
+        started = time.monotonic()
+        while True:
+            try:
+                dealt = await self._deal_with(batch)
+            except LostRace as error:
+                races += 1
+                log.info("Run again", error=str(error), consumer=self.label)
+                await asyncio.sleep(self._chassis.backoff.delay_s(min(races, RACES_MAX)) / 10)
+            except Unavailable as error:
+                if self._stopping.is_set():
+                    return None, None
+                log.warning("Waiting for the outage to end", error=str(error), consumer=self.label)
+                await self._wait_out()
+            else:
+                telemetry.batch_size.labels(self.label).observe(len(batch))
+                telemetry.handling.labels(self.label).observe(time.monotonic() - started)
+                return dealt
+
+    async def _wait_out(self) -> None:
+        self.puller.pause(True)
+        while not self._stopping.is_set():
+            await asyncio.sleep(OUTAGE_CHECK_S)
+            if await self._chassis.database.healthy():
+                break
+        self.puller.pause(False)
+
+    async def _deal_with(self, batch: Sequence[Delivery]) -> tuple[list[Verdict], Commit | None]:
+        if isinstance(self._subscription, RawSubscription):
+            async with self._chassis.database.transaction() as connection:
+                await self._subscription.handle(batch, connection)
+            return [Ack(delivery) for delivery in batch], None
+        verdicts: list[Verdict] = []
+        messages: list[Message] = []
+        for delivery in batch:
+            try:
+                messages.append(self._read(delivery, self._subscription.kinds))
+            except Poison as error:
+                kind = self._kind(delivery)
+                verdicts.append(Term(delivery, kind, str(error), str(error), 0))
+        if not messages:
+            return verdicts, None
+        dealt = await Attempt(self._chassis, self._subscription, self.label).split(messages)
+        return verdicts + dealt[0], dealt[1]
+
+    def _kind(self, delivery: Delivery) -> str:
+        assert isinstance(self._subscription, Subscription)
+        kind = self._subscription.kinds.get(delivery.subject)
+        try:
+            named = decode(delivery.body).type
+        except Poison:
+            return UNKNOWN_TYPE
+        return named if kind is not None and kind.__name__ == named else UNKNOWN_TYPE
+
+    def _read(self, delivery: Delivery, kinds: Mapping[str, type[Struct]]) -> Message:
+        envelope = decode(delivery.body)
+        kind = kinds.get(delivery.subject)
+        if kind is None or kind.__name__ != envelope.type:
+            known = {known.__name__ for known in kinds.values()}
+            what = "does not belong on" if envelope.type in known else "is unknown on"
+            raise Poison(f"type {envelope.type[:64]!r} {what} {delivery.subject}")
+        data = decode_data(envelope, {envelope.type: kind})
+        context = telemetry.context(delivery.headers, envelope.trace_id)
+        return Message(
+            envelope.key,
+            envelope,
+            data,
+            delivery,
+            Cause(envelope.trace_id, context, envelope.id),
+        )
+
+    async def _settle(self, verdicts: Sequence[Verdict], commit: Commit | None) -> None:
+        """Publish what was committed, then tell the broker what became of each message."""
+        await self._chassis.outbox.publish(commit)
+        for verdict in verdicts:
+            match verdict:
+                case Ack(delivery, said):
+                    await self.puller.send(delivery, b"+ACK")
+                    self._count(said)
+                case Nak(delivery, delay_s):
+                    await self.puller.nak(delivery, delay_s)
+                    self._count("retry")
+                case Term():
+                    await self._park(verdict)
+        self.puller.release(len(verdicts))
+
+    async def _park(self, term: Term) -> None:
+        service, delivery = self._chassis.service, term.delivery
+        letter = dead_letter(
+            service,
+            delivery,
+            term.kind,
+            reason=term.reason,
+            error=term.error,
+            attempts=term.attempts,
+        )
+        try:
+            await park(self._chassis.broker, letter)
+        except (Unavailable, BrokerError) as error:
+            structlog.get_logger().error("Could not park", error=str(error), reason=term.reason)
+            await self.puller.nak(delivery, self._chassis.backoff.max_s / 10)
+            return
+        structlog.get_logger().error(
+            "Dead letter",
+            event_type=term.kind,
+            reason=term.reason,
+            attempt=term.attempts,
+            stream=delivery.stream,
+            stream_seq=delivery.stream_seq,
+        )
+        await self.puller.send(delivery, b"+TERM " + letter.headers["Ironcart-Reason"].encode())
+        telemetry.dead_letters.labels(self.label, term.kind).inc()
+        self._count("park")
+
+    def _count(self, said: str) -> None:
+        telemetry.outcomes.labels(self.label, said).inc()

@@ -6,7 +6,7 @@ with the currency's exponent, integer minor units everywhere else.
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
@@ -25,6 +25,8 @@ CURRENCIES: Final[Mapping[str, int]] = {
 }
 CURRENCY_DEFAULT: Final = "EUR"
 AMOUNT_MINOR_UNITS_MAX: Final = 99_999_999
+# Below the precision of decimal's context, so that no step of ours ever rounds.
+AMOUNT_DIGITS_MAX: Final = 20
 QUANTITY_MAX: Final = 1_000_000
 LINES_MAX: Final = 100
 
@@ -71,6 +73,9 @@ class OrderCreated(Struct, frozen=True, omit_defaults=True):
     payment_method: PaymentMethod | None = None
     contact: Contact | None = None
 
+    def __post_init__(self) -> None:
+        _check_order(self)
+
 
 class OrderCancellationRequested(Struct, frozen=True):
     """Somebody wants the order undone; it is cancelled once the money is known to be safe."""
@@ -90,6 +95,9 @@ class OrderConfirmed(Struct, frozen=True, omit_defaults=True):
     reason: Reason | None = None
     contact: Contact | None = None
 
+    def __post_init__(self) -> None:
+        minor_units(self.amount, self.currency)
+
 
 class OrderRejected(Struct, frozen=True, omit_defaults=True):
     """The order cannot be; `reason` is `out_of_stock` or `payment_declined`."""
@@ -100,6 +108,9 @@ class OrderRejected(Struct, frozen=True, omit_defaults=True):
     currency: Currency
     reason: Reason
     contact: Contact | None = None
+
+    def __post_init__(self) -> None:
+        minor_units(self.amount, self.currency)
 
 
 class OrderCancelled(Struct, frozen=True, omit_defaults=True):
@@ -112,6 +123,9 @@ class OrderCancelled(Struct, frozen=True, omit_defaults=True):
     reason: Reason
     contact: Contact | None = None
 
+    def __post_init__(self) -> None:
+        minor_units(self.amount, self.currency)
+
 
 class StockReserved(Struct, frozen=True, omit_defaults=True):
     """Every line is set aside; carries the order."""
@@ -123,6 +137,9 @@ class StockReserved(Struct, frozen=True, omit_defaults=True):
     items: Annotated[tuple[Item, ...], Meta(max_length=LINES_MAX)] | None = None
     payment_method: PaymentMethod | None = None
     contact: Contact | None = None
+
+    def __post_init__(self) -> None:
+        _check_order(self)
 
 
 class StockRejected(Struct, frozen=True):
@@ -162,6 +179,9 @@ class PaymentSucceeded(Struct, frozen=True):
     currency: Currency
     reference: Reference
 
+    def __post_init__(self) -> None:
+        minor_units(self.amount, self.currency)
+
 
 class PaymentFailed(Struct, frozen=True):
     """The card was declined and the intent is cancelled: no money can move any more."""
@@ -171,6 +191,9 @@ class PaymentFailed(Struct, frozen=True):
     currency: Currency
     reference: Reference
     decline_code: Reason
+
+    def __post_init__(self) -> None:
+        minor_units(self.amount, self.currency)
 
 
 class PaymentVoided(Struct, frozen=True):
@@ -188,6 +211,9 @@ class PaymentRefunded(Struct, frozen=True):
     currency: Currency
     reference: Reference
 
+    def __post_init__(self) -> None:
+        minor_units(self.amount, self.currency)
+
 
 class RefundIssued(Struct, frozen=True):
     """An operator gave money back; the order stays as it is."""
@@ -196,6 +222,9 @@ class RefundIssued(Struct, frozen=True):
     amount: Money
     currency: Currency
     reference: Reference
+
+    def __post_init__(self) -> None:
+        minor_units(self.amount, self.currency)
 
 
 class NotificationSent(Struct, frozen=True):
@@ -215,6 +244,15 @@ class NotificationFailed(Struct, frozen=True):
     template: Reason
     recipient_hash: Reason
     reason: Reason
+
+
+def _check_order(order: OrderCreated | StockReserved) -> None:
+    """Refuse, wherever it comes from, an order that could not be charged exactly."""
+    currency = order.currency or CURRENCY_DEFAULT
+    if minor_units(order.amount, currency) < 1:
+        raise ValueError("an amount must be at least 1 minor unit")
+    for item in order.items or ():
+        minor_units(item.unit_price, currency)
 
 
 # Who says what, and where: owner -> stream, and the subject of each type.
@@ -286,6 +324,12 @@ def kinds_of(declared: Durable) -> dict[str, type[Struct]]:
     return {subject: KINDS[subject] for subject in declared.subjects}
 
 
+def aggregate_of(data: Any) -> str:
+    """The aggregate that an event is about: the order, or the SKU that was adjusted."""
+    name: str = data.sku if isinstance(data, StockAdjusted) else data.order_id
+    return name
+
+
 def minor_units(amount: Decimal, currency: str) -> int:
     """Turn an amount into minor units, exactly.
 
@@ -295,8 +339,9 @@ def minor_units(amount: Decimal, currency: str) -> int:
     decimals = CURRENCIES.get(currency)
     if decimals is None:
         raise ValueError(f"currency must be one of {', '.join(CURRENCIES)}")
-    exponent = amount.as_tuple().exponent
-    if not isinstance(exponent, int) or exponent > 0:
+    _, digits, exponent = amount.as_tuple()
+    plain = isinstance(exponent, int) and -AMOUNT_DIGITS_MAX <= exponent <= 0
+    if not plain or len(digits) > AMOUNT_DIGITS_MAX:
         raise ValueError("an amount must be a plain decimal number")
     if abs(amount) > AMOUNT_MINOR_UNITS_MAX:
         raise ValueError(f"an amount must be at most {AMOUNT_MINOR_UNITS_MAX} minor units")

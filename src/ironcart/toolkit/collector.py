@@ -33,9 +33,12 @@ class Collector(Generic[T, R]):
         self._batch_max, self._lanes, self._waiting_max = batch_max, lanes, waiting_max
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._arrived = asyncio.Event()
+        self._over = False
 
     async def submit(self, item: T) -> R:
         """Hand in one item; returns its result once the batch that it was in is through."""
+        if self._over:
+            raise Unavailable("shutting down")
         if len(self._waiting) >= self._waiting_max:
             raise Unavailable("too much work is waiting", retry_after_s=1.0)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -50,6 +53,7 @@ class Collector(Generic[T, R]):
                 for _ in range(self._lanes):
                     lanes.create_task(self._lane())
         finally:
+            self._over = True
             while self._waiting:
                 _, future = self._waiting.popleft()
                 if not future.done():

@@ -5,6 +5,7 @@ its stream before the message is terminated, so a crash in between repeats it, d
 """
 
 import base64
+import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,9 +45,10 @@ def dead_letter(
     service: str, delivery: Delivery, kind: str, *, reason: str, error: str, attempts: int
 ) -> Outgoing:
     """Write the dead letter of one message; `kind` is a known type or `UNKNOWN_TYPE`."""
-    original = msgspec.json.encode(dict(delivery.headers))
+    # ASCII, with escapes that are JSON's own: what fits into a header can also be read back.
+    original = json.dumps(dict(delivery.headers), separators=(",", ":"))
     if len(original) > ORIGINAL_HEADER_BYTES_MAX:
-        original = b'{"Ironcart-Note":"the original headers were too large to keep"}'
+        original = '{"Ironcart-Note":"the original headers were too large to keep"}'
     headers = {
         "Ironcart-Service": service,
         "Ironcart-Type": kind,
@@ -57,7 +59,7 @@ def dead_letter(
         "Ironcart-Stream-Sequence": str(delivery.stream_seq),
         "Ironcart-Subject": delivery.subject,
         "Ironcart-Parked-At": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "Ironcart-Headers": _one_line(original.decode(), ORIGINAL_HEADER_BYTES_MAX),
+        "Ironcart-Headers": _one_line(original, ORIGINAL_HEADER_BYTES_MAX),
     }
     message_id = f"dlq:{delivery.stream}:{service}:{delivery.stream_seq}"
     return Outgoing(message_id, f"dlq.{service}.{kind}", delivery.body, headers)

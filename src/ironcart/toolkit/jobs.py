@@ -19,8 +19,7 @@ import structlog
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.collector import Collector
 from ironcart.toolkit.database import Connection, Database, Transaction
-from ironcart.toolkit.history import Cause, Commit, History, Outbox, Recorded
-from ironcart.toolkit.history.events import log_facts
+from ironcart.toolkit.history import Cause, Commit, History, Outbox
 from ironcart.toolkit.outcomes import Fact, LostRace, Unavailable
 from ironcart.toolkit.resilience import Backoff, BreakerOpen
 
@@ -261,7 +260,7 @@ class Jobs(Generic[P, R]):
     async def _write(
         self, results: Sequence[tuple[_Job[P], R]]
     ) -> tuple[Commit | None, list[_Job[P]]]:
-        recorded: list[Recorded] = []
+        facts: list[tuple[Fact, Cause]] = []
         again: list[_Job[P]] = []
         done: list[str] = []
         async with self._database.transaction() as connection:
@@ -276,7 +275,7 @@ class Jobs(Generic[P, R]):
             now = time.monotonic()
             for (job, _), then in zip(live, settled, strict=True):
                 if then.cause is not None:
-                    recorded += [self._history.seal(fact, then.cause) for fact in then.facts]
+                    facts += [(fact, then.cause) for fact in then.facts]
                 if then.again is None:
                     done.append(job.key)
                 else:
@@ -285,8 +284,7 @@ class Jobs(Generic[P, R]):
                 await connection.execute("DELETE FROM jobs WHERE key = ANY($1::text[])", done)
             if again:
                 await connection.execute(_RENEW, [job.key for job in again], LEASE_S)
-            commit = await self._history.append(connection, recorded) if recorded else None
-        log_facts(recorded)
+            commit = await self._history.record(connection, facts)
         return commit, again
 
     async def _measure(self) -> None:

@@ -41,7 +41,7 @@ def load(kind: type[S], environ: Mapping[str, str], scope: str = "") -> S:
         try:
             found[field.name] = msgspec.convert(environ[name], field.type, strict=False)
         except msgspec.ValidationError as error:
-            faults.append(f"{name}: {error}")
+            faults.append(f"{name}: {_without_value(str(error))}")
     if faults:
         raise InvalidSettings("settings are wrong: " + "; ".join(faults))
     try:
@@ -65,6 +65,10 @@ def load_all(
     if faults:
         raise InvalidSettings("; ".join(dict.fromkeys(faults)))
     return found
+
+
+def _without_value(text: str) -> str:
+    return "not one of the allowed values" if text.startswith("Invalid enum value") else text
 
 
 def _names(field: str, scope: str) -> Iterator[str]:

@@ -24,8 +24,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 SAMPLE_RATIO_DEFAULT = 0.1
 FRAMES_LOGGED_MAX = 4
+TRACESTATE_CHARACTERS_MAX = 512
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$")
-_TRACE_ID = re.compile(r"^[0-9a-f]{32}$")
+_TRACE_ID = re.compile(r"^[0-9a-f]{32}\Z")
 _FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 published = Counter("ironcart_events_published_total", "events the broker took", ["type"])
@@ -68,6 +69,22 @@ consumer_ack_pending = Gauge(
 )
 
 
+BREAKER_STATES = ("closed", "open", "half_open")
+
+
+def watch_breaker(name: str, before: str, after: str) -> None:
+    """Show a breaker's state, and say in the log when it changes: what a `Breaker` calls.
+
+    Called once with `before` equal to `after` it shows where the breaker starts.
+    """
+    for state in BREAKER_STATES:
+        breaker_state.labels(name, state).set(state == after)
+    if before != after:
+        log = structlog.get_logger()
+        say = log.info if after == "closed" else log.warning
+        say("Breaker changed", breaker=name, was=before, state=after)
+
+
 @dataclass(frozen=True, slots=True)
 class TraceContext:
     """Where in a trace something happens: what travels as `traceparent` and `tracestate`."""
@@ -97,7 +114,10 @@ def context(headers: Mapping[str, str], trace_id: str | None = None) -> TraceCon
         trace, span, flags = match.groups()
         if trace.strip("0") and span.strip("0"):
             sampled = bool(int(flags, 16) & 1)
-            return TraceContext(trace, span, sampled, found.get("tracestate", "")[:512])
+            state = found.get("tracestate", "")[:TRACESTATE_CHARACTERS_MAX]
+            # Anything else is no tracestate, and not every header or column would take it.
+            usable = state.isascii() and state.isprintable()
+            return TraceContext(trace, span, sampled, state if usable else "")
     return TraceContext(
         hex_trace_id(trace_id) if trace_id else secrets.token_hex(16), secrets.token_hex(8)
     )

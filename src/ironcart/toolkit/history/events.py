@@ -1,11 +1,8 @@
 """Events: a service's event-sourced history and its outbox in one table."""
 
-import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import structlog
 
 from ironcart.toolkit.broker import Outgoing
 from ironcart.toolkit.database import Connection
@@ -16,7 +13,6 @@ from ironcart.toolkit.topology import MESSAGE_BYTES_MAX
 
 # Room for the subject, the dedupe id, the batch headers and the trace.
 ENVELOPE_HEADER_BYTES_MAX = 2_048
-_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +47,7 @@ class Commit:
 
     batch_no: int
     messages: Sequence[Outgoing]
+    events: Sequence[Recorded] = ()
 
 
 class History:
@@ -83,7 +80,14 @@ class History:
             len(events),
             *_columns(events),
         )
-        return Commit(batch_no, [event.outgoing() for event in events])
+        return Commit(batch_no, [event.outgoing() for event in events], events)
+
+    async def record(
+        self, connection: Connection, facts: Iterable[tuple[Fact, Cause]]
+    ) -> Commit | None:
+        """Seal facts and append them; None when there are none."""
+        events = [self.seal(fact, cause) for fact, cause in facts]
+        return await self.append(connection, events) if events else None
 
     async def adopt(
         self, connection: Connection, events: Sequence[Recorded], stream_seqs: Sequence[int]
@@ -139,17 +143,3 @@ def trace_headers(context: TraceContext) -> dict[str, str]:
 def stored_trace(context: TraceContext) -> str:
     """A trace's headers as one column: traceparent, then tracestate after a space."""
     return f"{context.traceparent} {context.state}".rstrip()
-
-
-def log_facts(events: Sequence[Recorded]) -> None:
-    """Say what has become true, one line a fact."""
-    log = structlog.get_logger()
-    for event in events:
-        log.info(
-            _WORDS.sub(" ", event.type).capitalize(),
-            order_id=event.aggregate_id,
-            event_id=str(event.id),
-            event_type=event.type,
-            trace_id=event.context.trace_id,
-            span_id=event.context.span_id,
-        )

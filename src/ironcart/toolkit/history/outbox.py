@@ -5,6 +5,7 @@ has been unpublished for more than `SWEEP_AFTER_S`, and a repeat carries the sam
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ SWEEP_EVERY_S = 0.5
 SWEEP_BATCHES_MAX = 500
 FAST_PATH_COMMITS_MAX = 2_000
 CHUNK_BYTES_MAX = 4 * 1024 * 1024
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class Outbox:
@@ -42,7 +44,8 @@ class Outbox:
             await sent
 
     def hand_over(self, commit: Commit) -> asyncio.Future[None] | None:
-        """Publish a commit soon; None when the sweeper will have to."""
+        """Log what has become true and publish it soon; None when the sweeper will have to."""
+        _log_facts(commit)
         if not self._broker.connected or len(self._waiting) >= FAST_PATH_COMMITS_MAX:
             return None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -168,6 +171,19 @@ _EVENTS = """
 SELECT batch_no, id, subject, traceparent, body FROM events
 WHERE batch_no = ANY($1::bigint[]) ORDER BY batch_no, batch_pos
 """
+
+
+def _log_facts(commit: Commit) -> None:
+    log = structlog.get_logger()
+    for event in commit.events:
+        log.info(
+            _WORDS.sub(" ", event.type).capitalize(),
+            order_id=event.aggregate_id,
+            event_id=str(event.id),
+            event_type=event.type,
+            trace_id=event.context.trace_id,
+            span_id=event.context.span_id,
+        )
 
 
 def _outgoing(row: Any) -> Outgoing:

@@ -1,12 +1,14 @@
 """Endpoints: a handler wrapped in what every route has (trace, metric, problems), in one app."""
 
+import base64
 import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import structlog
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
@@ -14,13 +16,17 @@ from litestar.handlers import HTTPRouteHandler
 from opentelemetry.trace import SpanKind
 
 from ironcart.toolkit import telemetry
-from ironcart.toolkit.envelope import encode_json
+from ironcart.toolkit.envelope import NAME_PATTERN, decode_json, encode_json
 from ironcart.toolkit.http.documents import Operation, document
-from ironcart.toolkit.http.problems import Problem
+from ironcart.toolkit.http.problems import Fault, Problem
 from ironcart.toolkit.outcomes import Unavailable
 
 BODY_BYTES_MAX = 64 * 1024
+PAGE_ITEMS_DEFAULT = 50
+PAGE_ITEMS_MAX = 500
 RETRY_AFTER_S = 1
+
+S = TypeVar("S")
 
 Call = Request[Any, Any, Any]
 Answer = Response[Any]
@@ -53,6 +59,55 @@ async def json_body(request: Call) -> bytes:
     if kind != "application/json":
         raise Problem(415, "send Content-Type: application/json")
     return await request.body()
+
+
+async def read_struct(request: Call, kind: type[S]) -> S:
+    """Read a JSON body into a struct; raises a `Problem` that points at what is wrong."""
+    try:
+        return decode_json(kind, await json_body(request))
+    except msgspec.ValidationError as error:
+        detail, _, path = str(error).partition(" - at `$")
+        pointer = re.sub(r"[.\[]", "/", path.rstrip("`")).replace("]", "")
+        raise Problem(400, "the body is not valid", faults=[Fault(pointer, detail)]) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, f"the body is not JSON: {error}") from error
+
+
+def read_name(request: Call, parameter: str) -> str:
+    """Read a path parameter that is an id or a SKU; raises a `Problem` when it cannot be one."""
+    value = request.path_params[parameter]
+    if not re.match(NAME_PATTERN, value):
+        fault = Fault(f"/{parameter}", "use 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise Problem(400, f"{parameter} is not valid", faults=[fault])
+    return str(value)
+
+
+def read_limit(request: Call) -> int:
+    """Read `?limit=`: 1 to `PAGE_ITEMS_MAX`, by default `PAGE_ITEMS_DEFAULT`."""
+    text = request.query_params.get("limit")
+    if text is None:
+        return PAGE_ITEMS_DEFAULT
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= PAGE_ITEMS_MAX:
+        fault = Fault("/limit", f"use a whole number from 1 to {PAGE_ITEMS_MAX}")
+        raise Problem(400, "limit is not valid", faults=[fault])
+    return int(text)
+
+
+def read_cursor(request: Call, kind: type[S]) -> S | None:
+    """Read `?cursor=` as a page before this one gave it; None when there is none."""
+    text = request.query_params.get("cursor")
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(text), type=kind)
+    except (ValueError, msgspec.MsgspecError) as error:
+        fault = Fault("/cursor", "use next_cursor of the page before, as it was given")
+        raise Problem(400, "cursor is not valid", faults=[fault]) from error
+
+
+def write_cursor(position: msgspec.Struct) -> str:
+    """Write where a page ended, for the caller to give back."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode()
 
 
 def trace_of(request: Call) -> telemetry.TraceContext:

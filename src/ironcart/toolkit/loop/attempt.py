@@ -8,11 +8,10 @@ from opentelemetry.trace import SpanKind
 
 from ironcart.toolkit import history, telemetry
 from ironcart.toolkit.database import Connection, Transaction
-from ironcart.toolkit.history import Cause, Commit, Recorded
-from ironcart.toolkit.history.events import log_facts
+from ironcart.toolkit.history import Cause, Commit
 from ironcart.toolkit.loop.subscriptions import Chassis, Message, Subscription
 from ironcart.toolkit.loop.verdicts import Ack, Term, Verdict, judge
-from ironcart.toolkit.outcomes import Done, Outcome, Poison, Retry, Unavailable
+from ironcart.toolkit.outcomes import Done, Fact, Outcome, Poison, Retry, Unavailable
 
 
 class Attempt:
@@ -39,7 +38,7 @@ class Attempt:
 
     async def _run(self, messages: Sequence[Message]) -> tuple[list[Verdict], Commit | None]:
         chassis, delivery = self._chassis, messages[0].delivery
-        recorded: list[Recorded] = []
+        facts: list[tuple[Fact, Cause]] = []
         commit: Commit | None = None
         verdicts: list[Verdict] = []
         spans = []
@@ -62,20 +61,18 @@ class Attempt:
             refused = []
             for message, outcome in zip(todo, outcomes, strict=True):
                 if isinstance(outcome, Done):
-                    recorded += [chassis.history.seal(fact, message.cause) for fact in outcome.emit]
+                    facts += [(fact, message.cause) for fact in outcome.emit]
                 verdicts.append(await self._verdict(connection, message, outcome))
                 if not isinstance(outcome, Done):
                     refused.append(message.key)
             if refused:
                 await history.withdraw(connection, refused)
-            if recorded:
-                commit = await chassis.history.append(connection, recorded)
+            commit = await chassis.history.record(connection, facts)
         for span in spans:
             if span is not None:
                 span.end()
         for then in transaction.after_commit:
             then()
-        log_facts(recorded)
         return verdicts, commit
 
     def _traced(self, message: Message) -> tuple[Message, Any]:

@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import structlog
-from msgspec import Struct
 
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.broker import BrokerError, Delivery, Puller
@@ -117,7 +116,7 @@ class Consumer:
         messages: list[Message] = []
         for delivery in batch:
             try:
-                messages.append(self._read(delivery, self._subscription.kinds))
+                messages.append(self._read(delivery, self._subscription))
             except Poison as error:
                 kind = self._kind(delivery)
                 verdicts.append(Term(delivery, kind, str(error), str(error), 0))
@@ -135,14 +134,16 @@ class Consumer:
             return UNKNOWN_TYPE
         return named if kind is not None and kind.__name__ == named else UNKNOWN_TYPE
 
-    def _read(self, delivery: Delivery, kinds: Mapping[str, type[Struct]]) -> Message:
-        envelope = decode(delivery.body)
+    def _read(self, delivery: Delivery, subscription: Subscription) -> Message:
+        envelope, kinds = decode(delivery.body), subscription.kinds
         kind = kinds.get(delivery.subject)
         if kind is None or kind.__name__ != envelope.type:
             known = {known.__name__ for known in kinds.values()}
             what = "does not belong on" if envelope.type in known else "is unknown on"
             raise Poison(f"type {envelope.type[:64]!r} {what} {delivery.subject}")
         data = decode_data(envelope, {envelope.type: kind})
+        if subscription.aggregate_of(data) != envelope.aggregate_id:
+            raise Poison("aggregate_id is not what the data is about")
         context = telemetry.context(delivery.headers, envelope.trace_id)
         return Message(
             envelope.key,

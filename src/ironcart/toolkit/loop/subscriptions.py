@@ -36,11 +36,13 @@ RawHandler = Callable[[Sequence[Delivery], Connection], Awaitable[None]]
 class Subscription:
     """A durable consumer and who deals with its messages.
 
-    `kinds` are the structs it understands by subject; what is anything else is parked.
+    `kinds` are the structs it understands by subject; what is anything else is parked, and so is
+    an event whose data is not about its aggregate, by `aggregate_of`.
     """
 
     durable: Durable
     kinds: Mapping[str, type[Struct]]
+    aggregate_of: Callable[[Any], str]
     handle: Handler
 
 

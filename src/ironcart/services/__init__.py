@@ -1,0 +1,1 @@
+"""The five services; they meet only through events."""

@@ -1,0 +1,1 @@
+"""What orders decides: reading an order, accepting it, moving it on, cancelling it."""

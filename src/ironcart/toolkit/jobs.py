@@ -136,6 +136,13 @@ class Jobs(Generic[P, R]):
 
         transaction.after_commit.append(hand_over)
 
+    async def lock(self, connection: Connection, keys: Sequence[str]) -> set[str]:
+        """Lock the jobs of these keys; returns those that somebody is working on."""
+        rows = await connection.fetch(
+            "SELECT key, lease FROM jobs WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE", keys
+        )
+        return {row["key"] for row in rows if row["lease"] is not None}
+
     async def hasten(self, transaction: Transaction, keys: Sequence[str]) -> set[str]:
         """Make waiting jobs due now, adding those that have none; returns the keys nobody holds.
 

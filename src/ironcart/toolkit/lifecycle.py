@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "0.0.0.0"  # noqa: S104 - a container listens to its pod
     port: Port = 8080
     auth: Annotated[str, Meta(pattern="^(on|off)$")] = "on"
-    log_level: Annotated[str, Meta(pattern="^(?i)(debug|info|warning|error)$")] = "info"
+    log_level: Annotated[str, Meta(pattern="(?i)^(debug|info|warning|error)$")] = "info"
     drain_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     allow_unsafe_broker: bool = False
 

@@ -1,0 +1,5 @@
+"""`python -m ironcart.cli`: the same as `ironcart`."""
+
+from ironcart.cli import main
+
+main()

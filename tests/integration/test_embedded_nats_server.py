@@ -1,0 +1,88 @@
+"""The embedded broker: durable settings, and what it keeps through stops and crashes."""
+
+import json
+import os
+import urllib.request
+from pathlib import Path
+
+import nats
+import pytest
+from nats.js.api import StreamConfig
+
+from ironcart.embedded.nats_server import PAYLOAD_MAX_BYTES, NatsServer
+from ironcart.embedded.ports import free_port
+
+
+def _monitor(server: NatsServer, page: str) -> dict[str, object]:
+    with urllib.request.urlopen(f"{server.monitor_url}/{page}", timeout=5) as answer:
+        found: dict[str, object] = json.load(answer)
+        return found
+
+
+async def _publish(server: NatsServer, count: int) -> int:
+    """Publish to the stream S, making it; returns how many messages it then holds."""
+    client = await nats.connect(server.url)
+    try:
+        jetstream = client.jetstream()
+        await jetstream.add_stream(StreamConfig(name="S", subjects=["s.>"]))
+        for number in range(count):
+            await jetstream.publish("s.x", str(number).encode())
+        return (await jetstream.stream_info("S")).state.messages
+    finally:
+        await client.close()
+
+
+def test_it_syncs_every_write_and_takes_one_mebibyte(broker: NatsServer) -> None:
+    settings = _monitor(broker, "varz")
+    jetstream = _monitor(broker, "jsz?config=1")
+
+    assert settings["max_payload"] == PAYLOAD_MAX_BYTES
+    assert settings["host"] == "127.0.0.1"
+    config = jetstream["config"]
+    assert isinstance(config, dict)
+    assert config["sync_always"] is True
+    assert config["max_storage"] == 32 * 1024**3
+    assert str(config["store_dir"]).startswith(str(broker.store))
+
+
+async def test_what_was_acknowledged_is_there_after_a_kill(own_broker: NatsServer) -> None:
+    before = own_broker.pid
+    assert await _publish(own_broker, 20) == 20
+
+    own_broker.kill()
+    own_broker.start()
+
+    assert own_broker.pid != before
+    assert await _publish(own_broker, 5) == 25
+
+
+async def test_a_restart_keeps_ports_and_messages(own_broker: NatsServer) -> None:
+    assert await _publish(own_broker, 3) == 3
+
+    own_broker.restart()
+
+    assert await _publish(own_broker, 0) == 3
+
+
+def test_stopping_twice_is_the_same_as_once(own_broker: NatsServer) -> None:
+    pid = own_broker.pid
+
+    own_broker.terminate()
+    own_broker.terminate()
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(LookupError):
+        _ = own_broker.pid
+
+
+def test_a_folder_with_spaces_and_accents_is_fine(tmp_path: Path) -> None:
+    port = free_port()
+    server = NatsServer(
+        tmp_path / 'dé "dossier"', port=port, monitor_port=free_port(avoid={port}), name="n1"
+    )
+
+    server.start()
+
+    assert (server.store / "jetstream").is_dir()
+    server.terminate()

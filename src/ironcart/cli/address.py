@@ -50,9 +50,7 @@ def find(data: Path) -> Addresses:
         raise Refused(f"{data / RUN_FILE} cannot be read: {error}") from error
     environ = settings.environment()
     if "IRONCART_NATS_URL" not in environ:
-        raise Refused(
-            f"nothing runs in {data}: name its folder with --data, or set IRONCART_NATS_URL"
-        )
+        raise Refused(f"nothing runs in {data}: name its folder (--data) or set IRONCART_NATS_URL")
     found = [settings.load(_Environment, environ, name) for name in NAMES]
     return Addresses(
         nats_url=found[0].nats_url,

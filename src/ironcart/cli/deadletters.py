@@ -19,6 +19,19 @@ CONNECT_TIMEOUT_S = 5.0
 LISTED_DEFAULT = 100
 BODY_CHARACTERS_SHOWN_MAX = 4_000
 
+SHOWN = (
+    "service",
+    "type",
+    "reason",
+    "error",
+    "attempts",
+    "stream",
+    "stream_seq",
+    "subject",
+    "parked_at",
+    "headers",
+)
+
 app = typer.Typer(help="See what was set aside, and why.", no_args_is_help=True)
 T = TypeVar("T")
 
@@ -77,18 +90,7 @@ def show_letter(
     if raw:
         typer.get_binary_stream("stdout").write(letter.body)
         return
-    for name in [
-        "service",
-        "type",
-        "reason",
-        "error",
-        "attempts",
-        "stream",
-        "stream_seq",
-        "subject",
-        "parked_at",
-        "headers",
-    ]:
+    for name in SHOWN:
         print(f"{name:>11}: {getattr(letter, name)}")
     text = letter.body.decode(errors="backslashreplace")
     shown = text[:BODY_CHARACTERS_SHOWN_MAX]

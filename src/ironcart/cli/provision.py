@@ -30,6 +30,7 @@ LOCK_POLL_S = 0.5
 LOCK_TIMEOUT_S = 120.0
 # Any number does, as long as it is ours alone.
 LOCK_KEY = 0x1204CA27
+TRY_LOCK = "SELECT pg_try_advisory_lock($1)"
 STREAM_BYTES_MAX = 4 * 1024**3
 DBMATE_DEFAULTS = {"sslmode": "disable"}
 
@@ -83,7 +84,8 @@ async def _alone(url: str) -> AsyncIterator[None]:
     database = Database(url, "public", "provision", session={"idle_session_timeout": "0"})
     try:
         async with asyncio.timeout(LOCK_TIMEOUT_S), database.acquire() as connection:
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
+            # Another process holds it: there is nothing here to be woken by.
+            while not await connection.fetchval(TRY_LOCK, LOCK_KEY):  # noqa: ASYNC110
                 await asyncio.sleep(LOCK_POLL_S)
             try:
                 yield

@@ -27,11 +27,12 @@ demo: .venv/.ready  ## everything on this machine, with load running, until Ctrl
 test: setup  ## all tests; starts what it needs
 	$(BIN)/pytest
 
-check: setup  ## lint, format, types, import rules
+check: setup  ## lint, format, types, import rules, tidiness
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest tests/test_tidy.py -q
 
 LOCK := uv pip compile pyproject.toml --extra embedded --group build --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet

@@ -131,7 +131,7 @@ def application(
         route_handlers=[_handler(endpoint, tracing) for endpoint in everything],
         openapi_config=None,
         request_max_body_size=BODY_BYTES_MAX,
-        exception_handlers={Exception: _Problems(everything)},
+        exception_handlers={Exception: _answer_problem},
         logging_config=None,
     )
 
@@ -189,18 +189,5 @@ def as_problem(error: Exception) -> Problem:
     return Problem(500, "something went wrong here; it is in the logs")
 
 
-class _Problems:
-    """Answers every exception; knows which methods a path has."""
-
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._paths = [
-            (re.compile("^" + re.sub(r"\{\w+\}", "[^/]+", e.path) + "/?$"), e.method)
-            for e in endpoints
-        ]
-
-    def __call__(self, request: Call, error: Exception) -> Answer:
-        problem = as_problem(error)
-        if problem.status == 405:
-            methods = sorted({m for p, m in self._paths if p.match(request.url.path)})
-            problem.headers["Allow"] = ", ".join(methods)
-        return problem.response()
+def _answer_problem(_: Call, error: Exception) -> Answer:
+    return as_problem(error).response()

@@ -1,0 +1,59 @@
+"""Audit, put together."""
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+from msgspec import Struct
+
+from ironcart.events import STREAMS, durable
+from ironcart.services.audit.api import endpoints
+from ironcart.services.audit.handlers import record, watch_chains
+from ironcart.toolkit.database import Database
+from ironcart.toolkit.lifecycle import Service, Wiring
+from ironcart.toolkit.loop import Chassis, RawSubscription
+from ironcart.toolkit.outcomes import Unavailable
+
+NAME = "audit"
+STREAM_NAMES = tuple(stream.name for stream in STREAMS)
+DURABLES = tuple(durable(NAME, name) for name in STREAM_NAMES)
+WATCH_EVERY_S = 2.0
+
+
+class Settings(Struct, frozen=True):
+    """Audit needs nothing beyond what every service does."""
+
+
+class Watch:
+    """Looks for gaps every few seconds."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Look until stopped."""
+        warned: set[str] = set()
+        while not self._stopping.is_set():
+            try:
+                await watch_chains(self._database, STREAM_NAMES, warned)
+            except Unavailable as error:
+                structlog.get_logger().warning("Cannot watch the chains", error=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), WATCH_EVERY_S)
+
+
+def build(chassis: Chassis, _settings: Settings, _draining: asyncio.Event) -> Wiring:
+    """Wire audit."""
+    return Wiring(
+        endpoints=endpoints(chassis.database, STREAM_NAMES),
+        subscriptions=[RawSubscription(each, record) for each in DURABLES],
+        loops=[Watch(chassis.database)],
+    )
+
+
+SERVICE = Service(NAME, {}, DURABLES, Settings, build)

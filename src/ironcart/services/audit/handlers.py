@@ -1,0 +1,262 @@
+"""Audit's decisions: what can be read from a message, how links follow, where the chain waits."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+from prometheus_client import Counter, Gauge
+
+from ironcart.services.audit.store import INSERT_BYTES_MAX, Entry, Sealed, Store
+from ironcart.toolkit.broker import Delivery
+from ironcart.toolkit.database import Connection, Database
+from ironcart.toolkit.envelope import TEXT_CHARACTERS_MAX
+
+SEQ_BYTES = 8
+# A gap that is filled late may have very many entries behind it: they are chained in steps.
+STORED_ENTRIES_READ_MAX = 2_000
+STORED_ENTRIES_LINKED_MAX = 20_000
+GAP_WARNING_S = 10.0
+VERIFIED_AT_ONCE_MAX = 5_000
+
+gap_seconds = Gauge(
+    "ironcart_audit_gap_seconds", "how long the chain has been waiting at a gap", ["stream"]
+)
+chain_behind = Gauge(
+    "ironcart_audit_chain_behind", "entries that lie beyond the end of the chain", ["stream"]
+)
+conflicts = Counter(
+    "ironcart_audit_conflicts_total", "messages unlike the entry of their sequence", ["stream"]
+)
+
+
+class _Loose(msgspec.Struct):
+    """What an event is known by, whatever else is in it."""
+
+    id: Any = ""
+    type: Any = ""
+    aggregate_id: Any = ""
+
+
+_events = msgspec.json.Decoder(_Loose)
+_LETTERS_ONLY = str.maketrans({"\x00": "\N{REPLACEMENT CHARACTER}"})
+
+
+def genesis(stream: str) -> bytes:
+    """The hash that a stream's first link follows."""
+    return hashlib.sha256(stream.encode()).digest()
+
+
+def link(previous: bytes, sealed: Sealed) -> bytes:
+    """The hash of an entry that follows `previous`."""
+    return hashlib.sha256(
+        b"%b%b%b\x00%b\x00%b"
+        % (
+            previous,
+            sealed.stream_seq.to_bytes(SEQ_BYTES, "big"),
+            sealed.subject.encode(),
+            sealed.event_id.encode(),
+            sealed.digest,
+        )
+    ).digest()
+
+
+def extend(seq: int, head: bytes, following: Iterable[Sealed]) -> list[tuple[int, bytes]]:
+    """Link what follows sequence `seq` without a gap; the rest of `following` is left."""
+    links: list[tuple[int, bytes]] = []
+    for sealed in following:
+        if sealed.stream_seq != seq + 1:
+            break
+        seq, head = sealed.stream_seq, link(head, sealed)
+        links.append((seq, head))
+    return links
+
+
+def readable(body: bytes) -> _Loose | None:
+    """Read an event's names, or None when the body is not a JSON object in UTF-8."""
+    try:
+        body.decode()
+        return _events.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def entry_of(delivery: Delivery) -> Entry:
+    """Read a message as far as it can be read; never fails."""
+    names = readable(delivery.body) or _Loose()
+    return Entry(
+        delivery.stream,
+        delivery.stream_seq,
+        _storable(delivery.subject),
+        _name(names.id),
+        _name(names.type),
+        _name(names.aggregate_id),
+        _headers(delivery.headers),
+        delivery.body,
+        delivery.stored_at,
+    )
+
+
+async def record(batch: Sequence[Delivery], connection: Connection) -> None:
+    """Keep a batch of one stream's messages and lengthen its chain; a repeat changes nothing."""
+    store, stream = Store(connection), batch[0].stream
+    entries = [entry_of(delivery) for delivery in batch]
+    fresh: set[int] = set()
+    for part in _parts(entries):
+        fresh |= await store.insert(part)
+    sealed = {
+        entry.stream_seq: Sealed(
+            entry.stream_seq,
+            entry.subject,
+            entry.event_id,
+            hashlib.sha256(entry.body).digest(),
+        )
+        for entry in entries
+    }
+    if len(fresh) < len(sealed):
+        repeated = {seq: sealed.pop(seq) for seq in sealed.keys() - fresh}
+        await _compare(store, stream, repeated)
+    await lengthen(store, stream, sealed)
+
+
+async def lengthen(store: Store, stream: str, known: Mapping[int, Sealed]) -> None:
+    """Lengthen a chain as far as there is no gap, at most `STORED_ENTRIES_LINKED_MAX` beyond
+    `known`, which are entries that need not be read again."""
+    await store.lock_chain(stream)
+    head = await store.head(stream)
+    seq, digest = head.stream_seq, head.hash or genesis(stream)
+    links: list[tuple[int, bytes]] = []
+    while seq < head.last_entry_seq and len(links) < STORED_ENTRIES_LINKED_MAX + len(known):
+        following: Iterable[Sealed]
+        if seq + 1 in known:
+            following = (known[at] for at in sorted(known) if at > seq)
+        else:
+            following = await store.next_entries(stream, seq + 1, STORED_ENTRIES_READ_MAX)
+        if not (added := extend(seq, digest, following)):
+            break
+        links += added
+        seq, digest = added[-1]
+    if links:
+        await store.insert_links(stream, [at for at, _ in links], [hash_ for _, hash_ in links])
+
+
+async def watch_chains(database: Database, streams: Sequence[str], warned: set[str]) -> None:
+    """Show how far each chain is behind, and warn once of each gap that lasts; `warned` is kept
+    by the caller from one round to the next."""
+    for progress in await Store(database).progress(streams):
+        stream, behind = progress.stream, progress.last_entry_seq - progress.head_seq
+        if behind > 0 and await Store(database).next_entries(stream, progress.head_seq + 1, 1):
+            # No gap: another round of what a late message has set free.
+            async with database.transaction() as connection:
+                await lengthen(Store(connection), stream, {})
+            continue
+        chain_behind.labels(stream).set(behind)
+        gap_seconds.labels(stream).set(progress.waiting_s if behind > 0 else 0.0)
+        log = structlog.get_logger()
+        if behind > 0 and progress.waiting_s > GAP_WARNING_S:
+            if stream not in warned:
+                warned.add(stream)
+                log.warning(
+                    "The audit chain waits at a gap",
+                    stream=stream,
+                    missing=progress.head_seq + 1,
+                    entries_beyond=behind,
+                    waiting_s=round(progress.waiting_s, 1),
+                )
+        elif stream in warned:
+            warned.discard(stream)
+            log.info("The audit chain goes on", stream=stream, head=progress.head_seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What recomputing one chain found, from `first_seq` on."""
+
+    entries: int
+    head_seq: int
+    head_hash: bytes
+    first_bad: int | None
+    gap: int | None
+
+
+async def verify(store: Store, stream: str, first_seq: int = 1) -> Verified:
+    """Recompute a chain, trusting only the link before `first_seq`, up to where it ends now.
+
+    `first_bad` is the first sequence whose entry or link is missing or does not add up; `gap` is a
+    message that has not arrived although later ones have.
+    """
+    head = await store.head(stream)
+    gap = None
+    if head.last_entry_seq > head.stream_seq:
+        waiting = await store.next_entries(stream, head.stream_seq + 1, 1)
+        gap = None if waiting else head.stream_seq + 1
+    expected, digest = first_seq, genesis(stream)
+    first_bad = None
+    if 1 < first_seq <= head.stream_seq:
+        before = await store.link(stream, first_seq - 1)
+        digest, first_bad = before or b"", None if before else first_seq - 1
+    while first_bad is None and expected <= head.stream_seq:
+        kept = await store.kept(stream, expected, head.stream_seq, VERIFIED_AT_ONCE_MAX)
+        for place in kept:
+            if place.stream_seq != expected or place.entry is None or place.hash is None:
+                first_bad = expected
+                break
+            if (digest := link(digest, place.entry)) != place.hash:
+                first_bad = expected
+                break
+            expected += 1
+        if not kept:
+            first_bad = expected
+    return Verified(
+        await store.count(stream),
+        head.stream_seq,
+        head.hash or genesis(stream),
+        first_bad,
+        gap,
+    )
+
+
+async def _compare(store: Store, stream: str, repeated: Mapping[int, Sealed]) -> None:
+    """A repeat must be what is stored; anything else means that the stream itself was replaced."""
+    for stored in await store.sealed(stream, list(repeated)):
+        if stored != repeated[stored.stream_seq]:
+            conflicts.labels(stream).inc()
+            structlog.get_logger().error(
+                "A message is unlike the audit entry of its sequence",
+                stream=stream,
+                stream_seq=stored.stream_seq,
+                event_id=repeated[stored.stream_seq].event_id,
+            )
+
+
+def _parts(entries: Sequence[Entry]) -> list[list[Entry]]:
+    parts: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        size += len(entry.body)
+        if parts[-1] and size > INSERT_BYTES_MAX:
+            parts.append([])
+            size = len(entry.body)
+        parts[-1].append(entry)
+    return parts
+
+
+def _name(value: Any) -> str:
+    usable = isinstance(value, str) and len(value) <= TEXT_CHARACTERS_MAX and "\x00" not in value
+    return value if usable else ""
+
+
+def _storable(text: str) -> str:
+    """Text that Postgres takes: no NUL, and no half of a surrogate pair."""
+    return text.encode(errors="replace").decode().translate(_LETTERS_ONLY)
+
+
+def _headers(headers: Mapping[str, str]) -> str:
+    try:
+        return msgspec.json.encode(headers).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode(
+            {_storable(name): _storable(value) for name, value in headers.items()}
+        ).decode()

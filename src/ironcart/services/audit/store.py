@@ -1,0 +1,270 @@
+"""What audit keeps: one method is one statement, for a whole batch; only INSERT and SELECT."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ironcart.toolkit.database import Connection, Database
+
+# One statement takes this much at most; a batch of large messages is inserted in parts.
+INSERT_BYTES_MAX = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message of a stream, as it was, and what could be read from it ("" where not)."""
+
+    stream: str
+    stream_seq: int
+    subject: str
+    event_id: str
+    type: str
+    aggregate_id: str
+    headers: str
+    body: bytes
+    stored_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What of an entry goes into its hash."""
+
+    stream_seq: int
+    subject: str
+    event_id: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A place in a stream as it is stored: its entry or its link may have been taken away."""
+
+    stream_seq: int
+    entry: Sealed | None
+    hash: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far a chain has come (sequence 0: nowhere), and how far its entries reach."""
+
+    stream_seq: int
+    hash: bytes | None
+    last_entry_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stream's chain is behind, and for how long."""
+
+    stream: str
+    head_seq: int
+    last_entry_seq: int
+    waiting_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One entry about an aggregate; `position` orders entries by when the broker stored them."""
+
+    stream: str
+    stream_seq: int
+    type: str
+    body: bytes
+    hash: bytes | None
+    stored_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The last link of a chain."""
+
+    stream: str
+    stream_seq: int
+    hash: bytes
+    at: datetime
+
+
+class Store:
+    """Speaks through one open transaction, or through the pool for single reads."""
+
+    def __init__(self, connection: Connection | Database) -> None:
+        self._connection = connection
+
+    async def insert(self, entries: Sequence[Entry]) -> set[int]:
+        """Keep entries of one stream; returns the sequences that were not there before."""
+        rows = await self._connection.fetch(
+            _INSERT,
+            entries[0].stream,
+            [entry.stream_seq for entry in entries],
+            [entry.subject for entry in entries],
+            [entry.event_id for entry in entries],
+            [entry.type for entry in entries],
+            [entry.aggregate_id for entry in entries],
+            [entry.headers for entry in entries],
+            [entry.body for entry in entries],
+            [entry.stored_at for entry in entries],
+        )
+        return {row["stream_seq"] for row in rows}
+
+    async def sealed(self, stream: str, seqs: Sequence[int]) -> list[Sealed]:
+        """Read what is stored at these sequences."""
+        rows = await self._connection.fetch(
+            "SELECT stream_seq, subject, event_id, sha256(body) AS digest FROM entries"
+            " WHERE stream = $1 AND stream_seq = ANY($2::bigint[])",
+            stream,
+            seqs,
+        )
+        return [_sealed(row) for row in rows]
+
+    async def lock_chain(self, stream: str) -> None:
+        """Be the only one to extend this stream's chain until the transaction ends."""
+        await self._connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtext('ironcart.audit'), hashtext($1))", stream
+        )
+
+    async def head(self, stream: str) -> Head:
+        """Read where a chain ends; a statement of its own, to see what the lock waited for."""
+        row = await self._connection.fetchrow(_HEAD, stream)
+        assert row is not None
+        return Head(row["stream_seq"] or 0, row["hash"], row["last_entry_seq"])
+
+    async def next_entries(self, stream: str, first_seq: int, count_max: int) -> list[Sealed]:
+        """Read entries in order from `first_seq` on; nothing when that very one is missing."""
+        rows = await self._connection.fetch(_NEXT, stream, first_seq, count_max)
+        return [_sealed(row) for row in rows]
+
+    async def insert_links(self, stream: str, seqs: Sequence[int], hashes: Sequence[bytes]) -> None:
+        """Lengthen a chain."""
+        await self._connection.execute(
+            "INSERT INTO links (stream, stream_seq, hash)"
+            " SELECT $1, seq, hash FROM unnest($2::bigint[], $3::bytea[]) AS u(seq, hash)",
+            stream,
+            seqs,
+            hashes,
+        )
+
+    async def progress(self, streams: Sequence[str]) -> list[Progress]:
+        """Say of each stream how far its chain is behind its entries."""
+        rows = await self._connection.fetch(_PROGRESS, streams)
+        return [
+            Progress(row["stream"], row["head_seq"], row["last_entry_seq"], row["waiting_s"])
+            for row in rows
+        ]
+
+    async def count(self, stream: str) -> int:
+        """Count the entries of a stream."""
+        row = await self._connection.fetchrow(
+            "SELECT count(*) AS n FROM entries WHERE stream = $1", stream
+        )
+        assert row is not None
+        return int(row["n"])
+
+    async def link(self, stream: str, seq: int) -> bytes | None:
+        """Read one link."""
+        row = await self._connection.fetchrow(
+            "SELECT hash FROM links WHERE stream = $1 AND stream_seq = $2", stream, seq
+        )
+        return row["hash"] if row is not None else None
+
+    async def kept(self, stream: str, first_seq: int, last_seq: int, count_max: int) -> list[Kept]:
+        """Read up to `count_max` places of a stream in order, with entry and link side by side."""
+        rows = await self._connection.fetch(_KEPT, stream, first_seq, last_seq, count_max)
+        return [
+            Kept(row["at"], _sealed(row) if row["stream_seq"] else None, row["hash"])
+            for row in rows
+        ]
+
+    async def about(
+        self, aggregate_id: str, after: tuple[int, str, int], count_max: int
+    ) -> list[Found]:
+        """Read entries about an aggregate, oldest first, after `(stored_at_us, stream, seq)`."""
+        rows = await self._connection.fetch(_ABOUT, aggregate_id, *after, count_max)
+        return [
+            Found(
+                row["stream"],
+                row["stream_seq"],
+                row["type"],
+                row["body"],
+                row["hash"],
+                row["stored_at_us"],
+            )
+            for row in rows
+        ]
+
+    async def checkpoints(self, streams: Sequence[str]) -> list[Checkpoint]:
+        """Read the last link of each chain that has one."""
+        rows = await self._connection.fetch(_CHECKPOINTS, streams)
+        return [
+            Checkpoint(row["stream"], row["stream_seq"], row["hash"], row["linked_at"])
+            for row in rows
+        ]
+
+
+def _sealed(row: Any) -> Sealed:
+    return Sealed(row["stream_seq"], row["subject"], row["event_id"], row["digest"])
+
+
+_INSERT = """
+INSERT INTO entries (stream, stream_seq, subject, event_id, type, aggregate_id, headers, body,
+                     stored_at)
+SELECT $1, u.seq, u.subject, u.event_id, u.type, u.aggregate_id, u.headers, u.body,
+       to_timestamp(u.stored_at)
+FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[],
+            $9::float8[]) AS u(seq, subject, event_id, type, aggregate_id, headers, body, stored_at)
+ORDER BY u.seq
+ON CONFLICT DO NOTHING RETURNING stream_seq
+"""
+_HEAD = """
+SELECT l.stream_seq, l.hash,
+       coalesce((SELECT max(stream_seq) FROM entries WHERE stream = $1), 0) AS last_entry_seq
+FROM (SELECT 1) AS always
+LEFT JOIN (SELECT stream_seq, hash FROM links WHERE stream = $1
+           ORDER BY stream_seq DESC LIMIT 1) AS l ON true
+"""
+_NEXT = """
+SELECT stream_seq, subject, event_id, sha256(body) AS digest FROM entries
+WHERE stream = $1 AND stream_seq >= $2
+  AND EXISTS (SELECT 1 FROM entries WHERE stream = $1 AND stream_seq = $2)
+ORDER BY stream_seq LIMIT $3
+"""
+_PROGRESS = """
+SELECT s.stream, h.seq AS head_seq, e.seq AS last_entry_seq,
+       coalesce(extract(epoch FROM now() - w.received_at), 0)::float8 AS waiting_s
+FROM unnest($1::text[]) AS s(stream)
+CROSS JOIN LATERAL (
+  SELECT coalesce(max(stream_seq), 0) AS seq FROM links WHERE stream = s.stream) AS h
+CROSS JOIN LATERAL (
+  SELECT coalesce(max(stream_seq), 0) AS seq FROM entries WHERE stream = s.stream) AS e
+LEFT JOIN LATERAL (
+  SELECT received_at FROM entries WHERE stream = s.stream AND stream_seq > h.seq
+  ORDER BY stream_seq LIMIT 1) AS w ON true
+ORDER BY s.stream
+"""
+_KEPT = """
+SELECT coalesce(e.stream_seq, l.stream_seq) AS at, e.stream_seq, e.subject, e.event_id, e.digest,
+       l.hash
+FROM (SELECT stream_seq, subject, event_id, sha256(body) AS digest FROM entries
+      WHERE stream = $1 AND stream_seq BETWEEN $2 AND $3 ORDER BY stream_seq LIMIT $4) AS e
+FULL JOIN (SELECT stream_seq, hash FROM links
+           WHERE stream = $1 AND stream_seq BETWEEN $2 AND $3 ORDER BY stream_seq LIMIT $4) AS l
+  ON e.stream_seq = l.stream_seq
+ORDER BY at LIMIT $4
+"""
+_ABOUT = """
+SELECT e.stream, e.stream_seq, e.type, e.body, l.hash,
+       (extract(epoch FROM e.stored_at) * 1000000)::bigint AS stored_at_us
+FROM entries e LEFT JOIN links l ON l.stream = e.stream AND l.stream_seq = e.stream_seq
+WHERE e.aggregate_id = $1 AND e.aggregate_id <> ''
+  AND (e.stored_at, e.stream, e.stream_seq)
+      > ('epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text, $4::bigint)
+ORDER BY e.stored_at, e.stream, e.stream_seq LIMIT $5
+"""
+_CHECKPOINTS = """
+SELECT s.stream, l.stream_seq, l.hash, l.linked_at FROM unnest($1::text[]) AS s(stream)
+CROSS JOIN LATERAL (
+  SELECT stream_seq, hash, linked_at FROM links WHERE stream = s.stream
+  ORDER BY stream_seq DESC LIMIT 1) AS l
+ORDER BY s.stream
+"""

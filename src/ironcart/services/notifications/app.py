@@ -1,0 +1,85 @@
+"""Notifications, put together."""
+
+import asyncio
+from functools import partial
+
+from msgspec import Struct
+
+from ironcart.events import (
+    OrderCancelled,
+    OrderConfirmed,
+    OrderRejected,
+    aggregate_of,
+    durable,
+    kinds_of,
+    subjects_of,
+)
+from ironcart.services.notifications.api import endpoints
+from ironcart.services.notifications.gateway import Mailer, Stationery, hash_key, mail_server
+from ironcart.services.notifications.handlers import NoticeJobs, Telling, take_in
+from ironcart.toolkit.collector import Collector
+from ironcart.toolkit.database import Database
+from ironcart.toolkit.lifecycle import Service, Wiring
+from ironcart.toolkit.loop import Chassis, Subscription
+from ironcart.toolkit.outcomes import Poison
+from ironcart.toolkit.vault import Contact, Vault
+
+NAME = "notifications"
+ORDERS = durable(NAME, "ORDERS", (OrderConfirmed, OrderRejected, OrderCancelled))
+VAULT_CONNECTIONS_MAX = 2
+CONTACTS_AT_ONCE_MAX = 500
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """The vault, the mail server, and who writes."""
+
+    vault_database_url: str
+    master_key: str
+    smtp_url: str
+    mail_from: str = "orders@ironcart.example"
+
+    def __post_init__(self) -> None:
+        try:
+            mail_server(self.smtp_url)
+        except ValueError as error:
+            raise ValueError(f"IRONCART_SMTP_URL: {error}") from error
+        try:
+            Stationery(self.mail_from)
+        except ValueError as error:
+            raise ValueError(f"IRONCART_MAIL_FROM: {error}") from error
+
+
+def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wiring:
+    """Wire notifications."""
+    keys = Database(
+        settings.vault_database_url,
+        "vault",
+        f"{NAME}/vault",
+        connections_max=VAULT_CONNECTIONS_MAX,
+    )
+    vault = Vault(keys, settings.master_key)
+    # Mails are written one by one, but the keys to their contacts are read together.
+    contacts: Collector[tuple[str, str], Contact | Poison] = Collector(
+        vault.decrypt, batch_max=CONTACTS_AT_ONCE_MAX
+    )
+    stationery = Stationery(settings.mail_from)
+    mailer = Mailer(mail_server(settings.smtp_url), stationery.sender)
+    jobs: NoticeJobs = NoticeJobs(
+        Telling(mailer, stationery, contacts.submit, hash_key(settings.master_key)),
+        chassis.database,
+        chassis.history,
+        chassis.outbox,
+        closed_for_s=mailer.breaker.wait_s,
+    )
+    return Wiring(
+        endpoints=endpoints(chassis.database),
+        subscriptions=[
+            Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, partial(take_in, jobs=jobs))
+        ],
+        loops=[jobs],
+        background=[contacts.run],
+        close=[mailer.close, keys.close],
+    )
+
+
+SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build)

@@ -1,0 +1,294 @@
+"""The mail server: kept connections, one conversation at a time on each, and a breaker around it.
+
+aiosmtplib connects, upgrades to TLS and logs in; then the connection is ours, because commands that
+travel together (RFC 2920) cost a fraction of commands that each wait for their answer.
+"""
+
+import asyncio
+import ssl
+import time
+import urllib.parse
+from dataclasses import dataclass
+from typing import cast
+
+import aiosmtplib
+
+from ironcart.services.notifications.gateway.letters import Letter
+from ironcart.toolkit.outcomes import Refused, Unavailable
+from ironcart.toolkit.resilience import Breaker
+from ironcart.toolkit.telemetry import watch_breaker
+
+CONNECTIONS_MAX = 8
+# All waits of one call together stay below the deadline of a job's call.
+SLOT_TIMEOUT_S = 8.0
+CONNECT_TIMEOUT_S = 5.0
+CONVERSATION_TIMEOUT_S = 10.0
+# Mail servers drop idle and long-lived connections; we leave before that.
+IDLE_S_MAX = 20.0
+LETTERS_PER_CONNECTION_MAX = 500
+REPLY_BYTES_MAX = 64 * 1024
+SMTP_PORT = 25
+SMTPS_PORT = 465
+SERVICE_CLOSING = 421
+# Answers to a recipient that are about us, not about the recipient: bad sequence, not logged in.
+NOT_ABOUT_THE_RECIPIENT = (502, 503, 530, 535)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where mail is handed in."""
+
+    host: str
+    port: int
+    tls: bool
+    user: str | None
+    password: str | None
+
+    def __repr__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The mail server will never take this letter for this recipient."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Deferral:
+    """The mail server does not want this letter now; it is otherwise well."""
+
+    code: int
+
+
+_Verdict = Refusal | _Deferral | None
+
+
+def mail_server(url: str) -> Server:
+    """Read `smtp://` or `smtps://[user:password@]host[:port]`; raises `ValueError`."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+        raise ValueError("use smtp://host:port or smtps://user:password@host:port")
+    tls = parts.scheme == "smtps"
+    return Server(
+        parts.hostname,
+        parts.port or (SMTPS_PORT if tls else SMTP_PORT),
+        tls,
+        urllib.parse.unquote(parts.username) if parts.username else None,
+        urllib.parse.unquote(parts.password) if parts.password else None,
+    )
+
+
+class Mailer:
+    """Hands letters to one mail server, over a few connections that are kept."""
+
+    def __init__(
+        self,
+        server: Server,
+        sender: str,
+        *,
+        breaker: Breaker | None = None,
+        connections_max: int = CONNECTIONS_MAX,
+    ) -> None:
+        self.breaker = breaker or Breaker("smtp", on_change=watch_breaker)
+        watch_breaker(self.breaker.name, self.breaker.state, self.breaker.state)
+        self._server, self._sender = server, sender
+        self._slots = asyncio.Semaphore(connections_max)
+        self._idle: list[_Wire] = []
+
+    async def send(self, letter: Letter) -> Refusal | None:
+        """Hand in one letter: None when the server has it, or the refusal when it never will.
+
+        Raises `Unavailable` when the server is away, does not want it now, or did not say whether
+        it has it, and `Refused` when it does not accept our credentials.
+        """
+        try:
+            await asyncio.wait_for(self._slots.acquire(), SLOT_TIMEOUT_S)
+        except TimeoutError as error:
+            raise Unavailable("every connection to the mail server is busy") from error
+        try:
+            with self.breaker.guard():
+                verdict = await self._deliver(letter)
+        finally:
+            self._slots.release()
+        if isinstance(verdict, _Deferral):
+            # One recipient's greylisting or full mailbox says nothing about the server.
+            raise Unavailable(f"the mail server defers the recipient: {verdict.code}")
+        return verdict
+
+    async def close(self) -> None:
+        """Say goodbye on every idle connection."""
+        for wire in self._idle:
+            wire.quit()
+        self._idle.clear()
+
+    async def _deliver(self, letter: Letter) -> _Verdict:
+        kept = self._kept()
+        wire = kept or await self._connect()
+        try:
+            return await self._converse(wire, letter)
+        except Unavailable:
+            # The server may have dropped a kept connection just as we took it.
+            if kept is None or wire.content_sent or not wire.lost:
+                raise
+        return await self._converse(await self._connect(), letter)
+
+    async def _converse(self, wire: "_Wire", letter: Letter) -> _Verdict:
+        try:
+            async with asyncio.timeout(CONVERSATION_TIMEOUT_S):
+                verdict = await wire.deliver(self._sender.encode(), letter)
+        except TimeoutError as error:
+            raise Unavailable("the mail server does not answer in time") from error
+        finally:
+            if wire.reusable:
+                self._idle.append(wire)
+            else:
+                wire.abandon()
+        return verdict
+
+    def _kept(self) -> "_Wire | None":
+        while self._idle:
+            wire = self._idle.pop()
+            if not wire.lost and time.monotonic() - wire.idle_since < IDLE_S_MAX:
+                return wire
+            wire.quit()
+        return None
+
+    async def _connect(self) -> "_Wire":
+        server = self._server
+        client = aiosmtplib.SMTP(
+            hostname=server.host,
+            port=server.port,
+            use_tls=server.tls,
+            username=server.user,
+            password=server.password,
+            local_hostname=self._sender.rpartition("@")[2],
+            timeout=CONNECT_TIMEOUT_S,
+        )
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await client.connect()
+        except aiosmtplib.SMTPAuthenticationError as error:
+            if error.code >= 500:
+                raise Refused(
+                    f"the mail server refuses the credentials in IRONCART_SMTP_URL ({error.code})"
+                ) from error
+            raise Unavailable(f"mail server: login fails for now ({error.code})") from error
+        except (OSError, TimeoutError, ssl.SSLError, aiosmtplib.SMTPException) as error:
+            raise Unavailable(f"mail server: {str(error) or type(error).__name__}") from error
+        return _Wire(cast("asyncio.Transport", client.transport), client.esmtp_extensions)
+
+
+class _Wire(asyncio.Protocol):
+    """One connection on which letters are handed in, one after the other."""
+
+    def __init__(self, transport: asyncio.Transport, extensions: dict[str, str]) -> None:
+        self.lost = False
+        self.content_sent = False
+        self.reusable = False
+        self.idle_since = 0.0
+        self._transport = transport
+        self._pipelining = "pipelining" in extensions
+        self._international = "smtputf8" in extensions
+        self._letters = 0
+        self._received = bytearray()
+        self._codes: list[int] = []
+        self._wanted = 0
+        self._answered: asyncio.Future[None] | None = None
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Read whole replies; of one in several lines the last counts."""
+        self._received += data
+        *lines, rest = self._received.split(b"\n")
+        self._received = bytearray(rest)
+        if len(rest) > REPLY_BYTES_MAX:
+            self._transport.abort()
+            return
+        for line in lines:
+            if line[3:4] != b"-":
+                self._codes.append(int(line[:3]) if line[:3].isdigit() else 0)
+        if self._answered is not None and len(self._codes) >= self._wanted:
+            self._wake()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Wake whoever waits for an answer."""
+        self.lost = True
+        self.reusable = False
+        self._wake()
+
+    def quit(self) -> None:
+        """Leave politely, without waiting for the answer."""
+        if not self.lost:
+            self._transport.write(b"QUIT\r\n")
+            self._transport.close()
+
+    def abandon(self) -> None:
+        """Leave a conversation that did not go as planned; a message half sent is dropped."""
+        self._transport.abort()
+
+    async def deliver(self, sender: bytes, letter: Letter) -> _Verdict:
+        """Hand in one letter; raises `Unavailable`. Reusable afterwards only when all went well."""
+        self.content_sent = self.reusable = False
+        if letter.international and not self._international:
+            return Refusal(553)
+        utf8 = b" SMTPUTF8" if letter.international else b""
+        commands = (
+            b"MAIL FROM:<%b>%b\r\n" % (sender, utf8),
+            b"RCPT TO:<%b>\r\n" % letter.recipient,
+            b"DATA\r\n",
+        )
+        if self._pipelining:
+            mail, rcpt, data = await self._ask(b"".join(commands), 3)
+            self._check_sender(mail)
+        else:
+            (mail,) = await self._ask(commands[0])
+            self._check_sender(mail)
+            (rcpt,) = await self._ask(commands[1])
+            (data,) = await self._ask(commands[2]) if rcpt < 300 else (0,)
+        if verdict := _about_recipient(rcpt):
+            return verdict
+        if data != 354:
+            raise Unavailable(f"the mail server takes no message now: {data}")
+        self.content_sent = True
+        (taken,) = await self._ask(letter.content + b".\r\n")
+        self._letters += 1
+        self.reusable = not self.lost and self._letters < LETTERS_PER_CONNECTION_MAX
+        self.idle_since = time.monotonic()
+        if 200 <= taken < 300:
+            return None
+        if taken < 500 or taken in NOT_ABOUT_THE_RECIPIENT:
+            self.reusable = False
+            raise Unavailable(f"the mail server does not take the message now: {taken}")
+        return Refusal(taken)
+
+    async def _ask(self, text: bytes, answers: int = 1) -> list[int]:
+        if self.lost:
+            raise Unavailable("the mail server hung up")
+        self._codes, self._wanted = [], answers
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(text)
+        await self._answered
+        self._answered = None
+        if len(self._codes) < answers or SERVICE_CLOSING in self._codes:
+            raise Unavailable("the mail server hung up")
+        return self._codes[:answers]
+
+    def _wake(self) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+    def _check_sender(self, code: int) -> None:
+        if not 200 <= code < 300:
+            raise Unavailable(f"the mail server refuses our sender, IRONCART_MAIL_FROM: {code}")
+
+
+def _about_recipient(code: int) -> _Verdict:
+    if 200 <= code < 300:
+        return None
+    if code >= 500 and code not in NOT_ABOUT_THE_RECIPIENT:
+        return Refusal(code)
+    if 400 <= code < 500:
+        return _Deferral(code)
+    raise Unavailable(f"the mail server does not take recipients now: {code}")

@@ -1,0 +1,113 @@
+"""I8: the audit trail has every message of every stream, unchanged, in a chain that adds up."""
+
+import hashlib
+from dataclasses import dataclass
+
+from ironcart.verify.checks.histories import Histories
+from ironcart.verify.facts import DeadLetter, StreamFacts
+from ironcart.verify.findings import Faults, Finding
+from ironcart.verify.wire import key_of
+
+SEQ_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of audit.entries with the hash of its link (None: it has no link)."""
+
+    stream: str
+    seq: int
+    subject: str
+    event_id: str
+    body: bytes
+    hash: bytes | None
+
+
+def genesis(stream: str) -> bytes:
+    """Return the hash every chain starts from."""
+    return hashlib.sha256(stream.encode()).digest()
+
+
+def link(previous: bytes, entry: Entry) -> bytes:
+    """Return the hash of an entry that follows `previous`."""
+    material = b"\0".join(
+        (entry.subject.encode(), entry.event_id.encode(), hashlib.sha256(entry.body).digest())
+    )
+    return hashlib.sha256(previous + entry.seq.to_bytes(SEQ_BYTES, "big") + material).digest()
+
+
+class Trail:
+    """Takes the entries stream by stream in sequence order and holds each against the stream."""
+
+    def __init__(self, streams: dict[str, StreamFacts]) -> None:
+        self.streams = streams
+        self.entries = 0
+        self.faults = Faults()
+        self._at: dict[str, int] = {}
+        self._hash: dict[str, bytes] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Check one entry: its link to the one before, and the message it copies."""
+        where = f"{entry.stream} {entry.seq}"
+        previous = self._hash.get(entry.stream) or genesis(entry.stream)
+        if entry.hash is None:
+            self.faults.add("no link in the chain", where)
+        elif entry.hash != link(previous, entry):
+            self.faults.add("the chain does not add up", where)
+        # Going on from what is stored shows each broken link once, not all that follow it.
+        self._hash[entry.stream] = entry.hash or link(previous, entry)
+        facts = self.streams.get(entry.stream)
+        if facts is None:
+            self.faults.add("of a stream that does not exist", where)
+        elif entry.seq <= facts.last_seq:
+            self.entries += 1
+            self._compare(facts, entry, where)
+
+    def _compare(self, facts: StreamFacts, entry: Entry, where: str) -> None:
+        index = self._at.get(entry.stream, 0)
+        events = facts.events
+        while index < len(events) and events[index].seq < entry.seq:
+            self.faults.add("not in the audit trail", f"{entry.stream} {events[index].seq}")
+            index += 1
+        if index == len(events) or events[index].seq != entry.seq:
+            self.faults.add("in the audit trail, not in the stream", where)
+        else:
+            event = events[index]
+            index += 1
+            if event.subject != entry.subject:
+                self.faults.add("audited under another subject", where)
+            if event.digest != hashlib.sha256(entry.body).digest():
+                self.faults.add("audited with other bytes", where)
+            # Where a message is no event, audit may have read less of it than we did.
+            named = key_of(entry.event_id)
+            if named != event.id and (event.valid or (named and event.id)):
+                self.faults.add("audited under another event id", where)
+        self._at[entry.stream] = index
+
+    def finish(self) -> None:
+        """Count what the trail ends before; call once, after the last entry."""
+        for name, facts in self.streams.items():
+            for event in facts.events[self._at.get(name, 0) :]:
+                self.faults.add("not in the audit trail", f"{name} {event.seq}")
+
+
+def audit(trail: Trail, histories: Histories, dead_letters: list[DeadLetter]) -> Finding:
+    """I8: audit = stream = union of the services' histories, by id and by bytes; chain intact."""
+    strangers, copies = histories.strangers({letter.event_id for letter in dead_letters} - {b""})
+    faults = Faults()
+    for gathered in (trail.faults, histories.contents, strangers):
+        for kind, count in gathered.counts.items():
+            faults.counts[kind] = faults.counts.get(kind, 0) + count
+            faults.examples.setdefault(kind, []).extend(gathered.examples[kind])
+    return Finding(
+        "I8",
+        "audit",
+        "audit.entries, audit.links, the streams, every service's events",
+        {
+            "audited": trail.entries,
+            "in streams": sum(len(facts.events) for facts in trail.streams.values()),
+            "in histories": histories.rows,
+            "published again": copies,
+        },
+        faults,
+    )

@@ -1,0 +1,97 @@
+"""The services' own histories held against the stream: same facts, same bytes, same places."""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from ironcart.verify.facts import OWNERS, Event, StreamFacts
+from ironcart.verify.findings import Faults
+from ironcart.verify.wire import mentioned, show_id
+
+STREAM_OF = {service: stream for stream, service in OWNERS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One row of a service's events table; `seq` is None until it is published."""
+
+    service: str
+    id: bytes
+    aggregate: str
+    version: int
+    digest: bytes
+    place: tuple[int, int]
+    seq: int | None
+
+
+def at(stream: StreamFacts, seq: int) -> Event | None:
+    """Return the message at a stream sequence, None when it could not be read."""
+    events = stream.events
+    index = seq - events[0].seq if events else 0
+    if 0 <= index < len(events) and events[index].seq == seq:
+        return events[index]
+    index = bisect_left(events, seq, key=lambda event: event.seq)
+    return events[index] if index < len(events) and events[index].seq == seq else None
+
+
+class Histories:
+    """Takes the rows one by one, marks the events they own, and gathers what does not agree."""
+
+    def __init__(self, streams: dict[str, StreamFacts]) -> None:
+        self.streams = streams
+        self.first = {
+            name: mentioned(facts.events) for name, facts in streams.items() if name in OWNERS
+        }
+        self.rows = 0
+        self.highest: dict[str, int] = {}
+        self.contents = Faults()
+        self.places = Faults()
+
+    def add(self, row: Recorded) -> None:
+        """Hold one row against the stream of its service."""
+        self.rows += 1
+        name = STREAM_OF.get(row.service, "")
+        event = self.first.get(name, {}).get(row.id)
+        shown = f"{row.aggregate} version {row.version} of {row.service}"
+        if event is None:
+            self.contents.add("in a service's history, not in the stream", shown)
+            return
+        if event.owned:
+            self.contents.add("twice in the services' histories", shown)
+        event.owned = True
+        event.recorded = row.place
+        # An event from elsewhere may carry no version; then its owner's history gives it one.
+        event.version = event.version or row.version
+        if event.digest != row.digest:
+            self.contents.add("the history and the stream have other bytes", shown)
+        if event.aggregate != row.aggregate or event.version != row.version:
+            self.contents.add("the history and the stream name it otherwise", shown)
+        if event.flaw:
+            self.contents.add("unreadable data", f"{shown}: {event.flaw}")
+        if row.seq is not None:
+            self.highest[name] = max(self.highest.get(name, 0), row.seq)
+            stored = at(self.streams[name], row.seq)
+            if stored is None or stored.id != row.id:
+                self.places.add("not at the stream sequence that its history says", shown)
+
+    def strangers(self, refused: set[bytes]) -> tuple[Faults, int]:
+        """Return events of the streams that no history has, and how many were only copies.
+
+        `refused` are the ids that were dead-lettered: those may be in no history.
+        """
+        faults = Faults()
+        copies = 0
+        for name, first in self.first.items():
+            for event in self.streams[name].events:
+                if not event.valid:
+                    continue
+                original = first[event.id]
+                if original is not event:
+                    copies += 1
+                    if original.digest != event.digest and event.id not in refused:
+                        faults.add("same id, other bytes", f"{name} {event.seq}")
+                elif not event.owned and event.id not in refused:
+                    faults.add(
+                        "in the stream, in no service's history",
+                        f"{name} {event.seq} {event.type} {show_id(event.id)}",
+                    )
+        return faults, copies

@@ -1,0 +1,37 @@
+"""DIR/run.json: where the running system is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ironcart.verify.facts import CannotReadError
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The addresses verify needs."""
+
+    nats_urls: list[str]
+    postgres_url: str
+    sandbox_url: str
+
+
+def read_run(data: Path) -> Running:
+    """Read DIR/run.json; raises `CannotReadError` saying what to do when it cannot."""
+    path = data / "run.json"
+    try:
+        run = json.loads(path.read_bytes())
+        return Running(
+            nats_urls=[str(url) for url in run["nats"]["urls"]],
+            postgres_url=str(run["postgres"]["url"]),
+            sandbox_url=str(run["sandbox"]["url"]).rstrip("/"),
+        )
+    except FileNotFoundError:
+        raise CannotReadError(
+            f"{path} does not exist: start the system with `ironcart up --data {data}`, "
+            "or name its folder with --data"
+        ) from None
+    except OSError as error:
+        raise CannotReadError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CannotReadError(f"{path} is not a run.json: {error!r}") from None

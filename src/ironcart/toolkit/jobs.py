@@ -20,7 +20,7 @@ from ironcart.toolkit import telemetry
 from ironcart.toolkit.collector import Collector
 from ironcart.toolkit.database import Connection, Database, Transaction
 from ironcart.toolkit.history import Cause, Commit, History, Outbox
-from ironcart.toolkit.outcomes import Fact, LostRace, Unavailable
+from ironcart.toolkit.outcomes import Fact, LostRace, Refused, Unavailable
 from ironcart.toolkit.resilience import Backoff, BreakerOpen
 
 LEASE_S = 60.0
@@ -229,6 +229,8 @@ class Jobs(Generic[P, R]):
         except Unavailable as error:
             delay_s = error.retry_after_s or RETRY.delay_s(job.attempts + 1)
             await self._later(job, str(error), delay_s, counts=True)
+        except Refused:  # Waiting will not mend it: the process ends and says so.
+            raise
         except Exception as error:  # noqa: BLE001 - one job's bug must not stop the others
             structlog.get_logger().error("A job failed", exc_info=error, job=job.key)
             text = f"{type(error).__name__}: {error}"

@@ -102,8 +102,9 @@ class Telling:
         due = await Store(connection).due([(order_id, template) for order_id, _, template in split])
         return {job_key(notice.key): notice for notice in due}
 
-    async def call(self, payload: Notice, attempts: int) -> Told:  # noqa: ARG002 - a repeat is alike
+    async def call(self, payload: Notice, attempts: int) -> Told:
         """Send one mail; raises `Unavailable` when it has to be sent again."""
+        del attempts  # A repeat is the same letter, under the same message id.
         if payload.contact is None:
             return Told("", None, NO_CONTACT)
         match await self._read_contact((payload.customer_id, payload.contact)):

@@ -15,6 +15,7 @@ from shopping import Shop, System, seven_free_ports
 
 from ironcart.embedded.placement import forget
 
+UP = (sys.executable, "-m", "ironcart.cli", "up")
 READY_WITHIN_S = 90.0
 STOPPED_WITHIN_S = 45.0
 
@@ -27,8 +28,7 @@ def system() -> Iterator[System]:
     folder, output = top / "data", top / "up.out"
     with output.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ironcart.cli", "up"]
-            + ["--data", str(folder), "--port", str(seven_free_ports())],
+            (*UP, "--data", str(folder), "--port", str(seven_free_ports())),
             stdout=out,
             stderr=subprocess.STDOUT,
         )

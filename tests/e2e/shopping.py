@@ -36,10 +36,14 @@ class System:
         url: str = (run if service == "sandbox" else run["services"])[service]["url"]
         return url
 
+    def command(self, *arguments: str) -> list[str]:
+        """How to run an `ironcart` command against this system."""
+        return [sys.executable, "-m", "ironcart.cli", *arguments, "--data", str(self.folder)]
+
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run an `ironcart` command against this system."""
         return subprocess.run(
-            [sys.executable, "-m", "ironcart.cli", *arguments, "--data", str(self.folder)],
+            self.command(*arguments),
             capture_output=True,
             text=True,
             timeout=150,

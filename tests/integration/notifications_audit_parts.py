@@ -97,8 +97,7 @@ async def serving(name: str, endpoints: Sequence[Endpoint]) -> AsyncIterator[Api
     server = Server(application(name, "0", endpoints, Tracing(name, {})), taken, 1.0)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.run_until_finished())
-        while not server.started:
-            await asyncio.sleep(0.01)
+        await until(lambda: _started(server))
         try:
             yield Api(f"http://127.0.0.1:{taken.getsockname()[1]}")
         finally:
@@ -155,6 +154,10 @@ async def running(
             await close()
         await broker.close()
         await database.close()
+
+
+async def _started(server: Server) -> bool:
+    return server.started
 
 
 async def _run(run: Callable[[], Awaitable[None]]) -> None:

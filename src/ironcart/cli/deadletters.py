@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ironcart.cli import address
 from ironcart.toolkit.broker import Broker
@@ -44,7 +42,7 @@ def list_letters(
     ),
     data: address.Data = address.DATA_DEFAULT,
 ) -> None:
-    """List dead letters, oldest first."""
+    """List dead letters, oldest first, a line each."""
 
     async def gather(broker: Broker) -> list[DeadLetter]:
         found: list[DeadLetter] = []
@@ -59,21 +57,12 @@ def list_letters(
     if not letters:
         print("no dead letters")
         return
-    table = Table()
-    for heading in ("seq", "parked at", "service", "type", "from", "attempts", "reason"):
-        table.add_column(heading, overflow="fold")
     for each in letters:
         origin = f"{each.subject} {each.stream_seq}"
-        table.add_row(
-            str(each.seq),
-            each.parked_at,
-            each.service,
-            each.type,
-            origin,
-            str(each.attempts),
-            each.reason,
+        who = f"{each.service:<13} {each.type:<14}"
+        print(
+            f"{each.seq:>6}  {each.parked_at}  {who} x{each.attempts}  {origin:<32}  {each.reason}"
         )
-    Console().print(table)
 
 
 @app.command("show")

@@ -1,0 +1,46 @@
+"""A thousand orders, and a kill -9 of each service under load: every invariant holds."""
+
+import asyncio
+import json
+
+from shopping import Shop, System, until
+
+from ironcart.embedded.ports import SERVICES
+
+
+def _dead_letters(system: System) -> str:
+    listed = system.cli("deadletters", "list", "--limit", "100000").stdout
+    return str(len([line for line in listed.splitlines() if line != "no dead letters"]))
+
+
+async def test_a_thousand_orders_by_load_all_end_and_every_invariant_holds(system: System) -> None:
+    done = await asyncio.to_thread(system.cli, "load", "--orders", "1000", "--quiet", "--json")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["accepted"], summary["terminal"]) == (1000, 1000)
+    system.verify("--expect-dead-letters", _dead_letters(system))
+
+
+async def test_each_service_may_be_killed_under_load(system: System, shop: Shop) -> None:
+    load = await asyncio.create_subprocess_exec(
+        *system.command("load", "--rate", "40", "--duration", "25", "--quiet"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    for service in SERVICES:
+        pid = system.kill(service)
+
+        async def back(service: str = service, pid: int = pid) -> bool:
+            if system.run["services"][service]["pids"] == [pid]:
+                return False
+            try:
+                status, _ = await shop.ask("GET", service, "/ready")
+            except OSError:
+                return False
+            return status == 200
+
+        await until(back)
+    said, _ = await load.communicate()
+
+    assert load.returncode == 0, said.decode()
+    system.verify("--expect-dead-letters", _dead_letters(system))

@@ -319,7 +319,12 @@ def clean_world() -> World:
 
 
 def examine(
-    world: World, folder: Path, *, expected_dead_letters: int = 0, change: Any = None
+    world: World,
+    folder: Path,
+    *,
+    expected_dead_letters: int = 0,
+    moving: bool = False,
+    change: Any = None,
 ) -> dict[str, Finding]:
     """Collect the world as verify would, without servers, and return its findings by name.
 
@@ -342,7 +347,8 @@ def examine(
         )
     ]
     _fill_tables(world, facts)
-    histories = Histories(facts.streams)
+    facts.moving = moving
+    histories = Histories(facts.streams, moving=moving)
     for row in world.history:
         histories.add(
             Recorded(
@@ -350,12 +356,13 @@ def examine(
                 id=row.id.bytes,
                 aggregate=row.aggregate,
                 version=row.version,
-                digest=hashlib.sha256(row.body).digest(),
+                body=row.body,
                 place=(row.batch_no, 0),
                 seq=row.seq,
             )
         )
-    trail = Trail(facts.streams)
+    facts.pending = histories.pending
+    trail = Trail(facts.streams, moving=moving)
     for entry in world.trail():
         trail.add(Entry(*entry))
     trail.finish()

@@ -274,8 +274,8 @@ async def test_a_system_that_does_not_come_to_rest_is_judged_and_said_to_be_busy
 
     assert not report.quiet
     assert _broken(report)["I9"] == [
-        "not quiet after 0 s: inventory has 14 pending and 0 unacknowledged on ORDERS",
-        "not quiet after 0 s: notifications has 6 events unpublished",
+        "not quiet after 0 s, stuck: inventory has 14 pending and 0 unacknowledged on ORDERS",
+        "not quiet after 0 s, stuck: notifications has 6 events unpublished",
         "facts about an order that never came: 1 (ORD-4)",
     ]
 

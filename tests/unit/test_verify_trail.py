@@ -210,11 +210,14 @@ def _early(facts: Facts) -> None:
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
-        (_open_orders, "not quiet after 1 s: 2 orders are not terminal"),
-        (_pending, "not quiet after 1 s: inventory has 3 pending and 1 unacknowledged on ORDERS"),
+        (_open_orders, "not quiet after 1 s, stuck: 2 orders are not terminal"),
+        (
+            _pending,
+            "not quiet after 1 s, stuck: inventory has 3 pending and 1 unacknowledged on ORDERS",
+        ),
         (_gives_up, "a consumer gives up silently (max_deliver)"),
-        (_unpublished, "not quiet after 1 s: payments has 4 events unpublished"),
-        (_jobs, "not quiet after 1 s: payments has 2 jobs open"),
+        (_unpublished, "not quiet after 1 s, stuck: payments has 4 events unpublished"),
+        (_jobs, "not quiet after 1 s, stuck: payments has 2 jobs open"),
         (_old_jobs, "jobs open for more than 60 s"),
         (_failing, "failed, neither handled nor dead-lettered"),
         (_waiting, "rows that wait for a job that does not exist"),

@@ -1,6 +1,5 @@
 """Reading the services' tables from outside, in one read-only snapshot."""
 
-import hashlib
 from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,6 +37,7 @@ TABLES = (
     *(f"{service}.{table}" for service in SERVICES for table in ("events", "batches", "jobs")),
 )
 
+COUNT_JOBS = "SELECT count(*) FROM {0}.jobs"
 UNPUBLISHED = """
     SELECT count(*) FROM {0}.batches b JOIN {0}.events e USING (batch_no)
     WHERE b.first_seq IS NULL AND e.stream_seq IS NULL"""
@@ -98,22 +98,31 @@ async def count_open(connection: Connection) -> tuple[int, dict[str, int], dict[
     jobs = {}
     for service in SERVICES:
         unpublished[service] = await connection.fetchval(UNPUBLISHED.format(service))
-        jobs[service] = await connection.fetchval(f"SELECT count(*) FROM {service}.jobs")  # noqa: S608 - a constant
+        jobs[service] = await connection.fetchval(COUNT_JOBS.format(service))
     return orders, unpublished, jobs
+
+
+@asynccontextmanager
+async def snapshot(connection: Connection) -> AsyncIterator[None]:
+    """Have everything read within the `with` be as it was when it was entered."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        # Postgres takes the snapshot with the first statement.
+        await connection.execute("SELECT 1")
+        yield
 
 
 async def read_tables(
     connection: Connection, facts: Facts, histories: Histories, trail: Trail
 ) -> None:
-    """Fill `facts`, `histories` and `trail` from one snapshot of the database."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        await _read_orders(connection, facts)
-        await _read_others(connection, facts)
-        await _read_leftovers(connection, facts.leftovers)
-        for service in STREAM_OF:
-            await _read_history(connection, service, histories)
-        async for row in connection.cursor(TRAIL, prefetch=PREFETCH_ROWS):
-            trail.add(Entry(*row))
+    """Fill `facts`, `histories` and `trail`; call within a `snapshot`."""
+    await _read_orders(connection, facts)
+    await _read_others(connection, facts)
+    await _read_leftovers(connection, facts.leftovers)
+    for service in STREAM_OF:
+        await _read_history(connection, service, histories)
+    facts.pending = histories.pending
+    async for row in connection.cursor(TRAIL, prefetch=PREFETCH_ROWS):
+        trail.add(Entry(*row))
     trail.finish()
 
 
@@ -174,6 +183,7 @@ async def _read_others(connection: Connection, facts: Facts) -> None:
 
 async def _read_leftovers(connection: Connection, left: Leftovers) -> None:
     for service in SERVICES:
+        left.jobs[service] = await connection.fetchval(COUNT_JOBS.format(service))
         old = await connection.fetchval(
             f"SELECT count(*) FROM {service}.jobs "  # noqa: S608 - a constant
             "WHERE created_at < now() - make_interval(secs => $1)",
@@ -205,7 +215,7 @@ def _recorded(service: str, row: Any, known: Container[bytes]) -> Recorded:
         id=key,
         aggregate=row["aggregate_id"],
         version=row["version"],
-        digest=hashlib.sha256(row["body"]).digest(),
+        body=row["body"],
         place=(row["batch_no"], row["batch_pos"]),
         seq=row["seq"],
     )

@@ -191,13 +191,21 @@ class Leftovers:
     old_jobs: dict[str, int] = field(default_factory=dict)
     failing: dict[str, int] = field(default_factory=dict)
     waiting: dict[str, int] = field(default_factory=dict)
+    jobs: dict[str, int] = field(default_factory=dict)
     early_orders: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Facts:
-    """Everything collected for one judgement; histories and the audit trail are judged apart."""
+    """Everything collected for one judgement; histories and the audit trail are judged apart.
 
+    `moving` says that work goes on while we look: what is only late is then no fault. The tables
+    are one snapshot, so they agree with the events their services own even then; `pending` are the
+    owned events that had not reached the stream.
+    """
+
+    moving: bool = False
+    pending: dict[str, list[Event]] = field(default_factory=dict)
     log: LoadLog = field(default_factory=LoadLog)
     log_after: LoadLog = field(default_factory=LoadLog)
     streams: dict[str, StreamFacts] = field(default_factory=dict)
@@ -215,7 +223,8 @@ class Facts:
 
     def owned(self, stream: str) -> list[Event]:
         """Return the events of a stream that its owner keeps, each once, in stream order."""
-        return [event for event in self.events(stream) if event.owned]
+        published = [event for event in self.events(stream) if event.owned]
+        return published + self.pending.get(stream, [])
 
     def events(self, stream: str) -> list[Event]:
         """Return every message of a stream, in stream order; none when it does not exist."""

@@ -65,35 +65,43 @@ def _stock(shelf: Shelf) -> Stock:
     return Stock(shelf.sku, shelf.on_hand, shelf.reserved, shelf.available)
 
 
-def endpoints(chassis: Chassis) -> list[Endpoint]:
-    """The routes, with their documentation."""
+class Api:
+    """The routes of inventory."""
 
-    async def list_stock(request: Call) -> Answer:
+    def __init__(self, chassis: Chassis) -> None:
+        self._chassis = chassis
+
+    async def list_stock(self, request: Call) -> Answer:
+        """List SKUs, in order."""
         limit = read_limit(request)
         position = read_cursor(request, Position) or Position("")
-        async with chassis.database.acquire() as connection:
+        async with self._chassis.database.acquire() as connection:
             shelves = await Store(connection).page(position.after, limit)
         cursor = write_cursor(Position(shelves[-1].sku)) if len(shelves) == limit else None
         return json_response(StockPage([_stock(shelf) for shelf in shelves], cursor))
 
-    async def get_stock(request: Call) -> Answer:
+    async def get_stock(self, request: Call) -> Answer:
+        """Show a SKU; one that was never stocked has 0."""
         sku = read_name(request, "sku")
-        async with chassis.database.acquire() as connection:
+        async with self._chassis.database.acquire() as connection:
             shelf = await Store(connection).shelf(sku)
         return json_response(_stock(shelf or Shelf(sku, 0, 0, 0)))
 
-    async def put_stock(request: Call) -> Answer:
+    async def put_stock(self, request: Call) -> Answer:
+        """Set what is on hand."""
         body = await read_struct(request, PutStock)
-        return await _set(request, lambda _: body.on_hand, "set")
+        return await self._set(request, lambda _: body.on_hand, "set")
 
-    async def post_adjustment(request: Call) -> Answer:
+    async def post_adjustment(self, request: Call) -> Answer:
+        """Change what is on hand."""
         body = await read_struct(request, Adjustment)
-        return await _set(request, lambda on_hand: on_hand + body.delta, body.reason or "adjusted")
+        reason = body.reason or "adjusted"
+        return await self._set(request, lambda on_hand: on_hand + body.delta, reason)
 
-    async def _set(request: Call, change: Callable[[int], int], reason: str) -> Answer:
+    async def _set(self, request: Call, change: Callable[[int], int], reason: str) -> Answer:
         sku = read_name(request, "sku")
         trace = trace_of(request)
-        async with chassis.database.transaction() as connection:
+        async with self._chassis.database.transaction() as connection:
             store = Store(connection)
             before = await store.lock_shelf(sku)
             on_hand = change(before.on_hand)
@@ -104,11 +112,15 @@ def endpoints(chassis: Chassis) -> list[Endpoint]:
             if fact is not None:
                 await store.put_shelf(after)
                 cause = Cause(trace.trace_id, trace)
-                commit = await chassis.history.record(connection, [(fact, cause)])
+                commit = await self._chassis.history.record(connection, [(fact, cause)])
         if commit is not None:
-            chassis.outbox.hand_over(commit)
+            self._chassis.outbox.hand_over(commit)
         return json_response(_stock(after))
 
+
+def endpoints(chassis: Chassis) -> list[Endpoint]:
+    """The routes, with their documentation."""
+    api = Api(chassis)
     sku = Parameter("sku", "path", "the SKU", {"type": "string", "pattern": NAME_PATTERN})
     paging = (
         Parameter(
@@ -120,21 +132,25 @@ def endpoints(chassis: Chassis) -> list[Endpoint]:
         Parameter("cursor", "query", "next_cursor of the page before", {"type": "string"}),
     )
     one = {200: Stock}
+    listing = Operation("List stock", {200: StockPage}, (400,), paging)
     return [
         Endpoint(
-            "GET", "/stock", list_stock, Operation("List stock", {200: StockPage}, (400,), paging)
+            "GET",
+            "/stock",
+            api.list_stock,
+            Operation("List stock", {200: StockPage}, (400,), paging),
         ),
-        Endpoint("GET", "/stock/{sku}", get_stock, Operation("See a SKU", one, (400,), (sku,))),
+        Endpoint("GET", "/stock/{sku}", api.get_stock, Operation("See a SKU", one, (400,), (sku,))),
         Endpoint(
             "PUT",
             "/stock/{sku}",
-            put_stock,
+            api.put_stock,
             Operation("Set what is on hand", one, (400, 409, 413, 415), (sku,), PutStock),
         ),
         Endpoint(
             "POST",
             "/stock/{sku}/adjustments",
-            post_adjustment,
+            api.post_adjustment,
             Operation("Adjust what is on hand", one, (400, 409, 413, 415), (sku,), Adjustment),
         ),
     ]

@@ -1,6 +1,6 @@
 """I1 and I7: what the load generator was promised, held against the stream and the database."""
 
-from ironcart.verify.facts import TERMINAL, Facts
+from ironcart.verify.facts import TERMINAL, Event, Facts
 from ironcart.verify.findings import Faults, Finding
 
 
@@ -11,28 +11,23 @@ def none_lost(facts: Facts) -> Finding:
     generator's that it never used). Orders placed by others are never unexpected.
     """
     faults = Faults()
-    created = {
-        event.aggregate: event
-        for event in reversed(facts.events("ORDERS"))
-        if event.type == "OrderCreated" and event.valid
-    }
+    created = _created(facts)
     accepted = lost = in_flight = 0
     for attempt in facts.log.attempts.values():
         for order_id in dict.fromkeys(attempt.order_ids):
-            accepted += 1
             order = facts.orders.get(order_id)
             event = created.get(order_id)
+            accepted += 1
+            lost += event is None or order is None
+            in_flight += order is not None and order.status not in TERMINAL
             if event is None:
                 faults.add("accepted, not in the stream", order_id)
             elif event.basket != attempt.basket:
                 faults.add("the stream holds another body than was sent", order_id)
-            if order is None or order.status is None:
+            if order is None:
                 faults.add("accepted, not in the database", order_id)
             elif order.basket != attempt.basket:
                 faults.add("the database holds another body than was sent", order_id)
-            else:
-                in_flight += order.status not in TERMINAL
-            lost += event is None or order is None or order.status is None
     unknown = 0
     for key, attempt in facts.log_after.attempts.items():
         if not attempt.order_ids and key in facts.keys:
@@ -61,6 +56,18 @@ def none_lost(facts: Facts) -> Finding:
         },
         faults,
     )
+
+
+def _created(facts: Facts) -> dict[str, Event]:
+    """Return the first OrderCreated of each order."""
+    events = facts.events("ORDERS")
+    if facts.moving:
+        events = events + facts.pending.get("ORDERS", [])
+    return {
+        event.aggregate: event
+        for event in reversed(events)
+        if event.type == "OrderCreated" and event.valid
+    }
 
 
 def idempotent_edge(facts: Facts) -> Finding:

@@ -12,6 +12,7 @@ def nothing_hidden(facts: Facts, *, expected_dead_letters: int, settle_s: float)
     """I9: dead letters are exactly the injected poison, and nothing is left under way.
 
     A system that is still busy after `settle_s` is a fault: it is stuck, or load is running.
+    Early orders and waiting rows are faults only where nothing moves any more.
     """
     faults = Faults()
     letters = len(facts.dead_letters)
@@ -22,8 +23,10 @@ def nothing_hidden(facts: Facts, *, expected_dead_letters: int, settle_s: float)
         )
         shown = "; ".join(f"{why} x{n}" for why, n in reasons.most_common(REASONS_SHOWN_MAX))
         faults.add(f"dead letters, {expected_dead_letters} expected", shown, letters)
+    unrest = "load or work goes on" if facts.moving else "stuck"
+    unrest = f"not quiet after {settle_s:g} s, {unrest}"
     for reason in facts.backlog.reasons():
-        faults.add(f"not quiet after {settle_s:g} s: {reason}")
+        faults.add(f"{unrest}: {reason}")
     for consumer in facts.backlog.consumers:
         if consumer.max_deliver > 0:
             faults.add(
@@ -39,10 +42,10 @@ def nothing_hidden(facts: Facts, *, expected_dead_letters: int, settle_s: float)
                 "failed, neither handled nor dead-lettered", service, failing - parked[service]
             )
     for service, waiting in facts.leftovers.waiting.items():
-        without_job = waiting - facts.backlog.jobs.get(service, 0)
-        if without_job > 0:
+        without_job = waiting - facts.leftovers.jobs.get(service, 0)
+        if without_job > 0 and not facts.moving:
             faults.add("rows that wait for a job that does not exist", service, without_job)
-    for order_id in facts.leftovers.early_orders:
+    for order_id in () if facts.moving else facts.leftovers.early_orders:
         faults.add("facts about an order that never came", order_id)
     return Finding(
         "I9",

@@ -97,10 +97,10 @@ class LoadLog:
 
 @dataclass(slots=True)
 class Order:
-    """One row of orders.orders; `status` is None while only facts about the order are known."""
+    """One row of orders.orders whose order is known, not only facts about it."""
 
     order_id: str
-    status: str | None
+    status: str
     money: Money
     basket: bytes
     lines: Lines

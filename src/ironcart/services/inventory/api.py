@@ -134,12 +134,7 @@ def endpoints(chassis: Chassis) -> list[Endpoint]:
     one = {200: Stock}
     listing = Operation("List stock", {200: StockPage}, (400,), paging)
     return [
-        Endpoint(
-            "GET",
-            "/stock",
-            api.list_stock,
-            Operation("List stock", {200: StockPage}, (400,), paging),
-        ),
+        Endpoint("GET", "/stock", api.list_stock, listing),
         Endpoint("GET", "/stock/{sku}", api.get_stock, Operation("See a SKU", one, (400,), (sku,))),
         Endpoint(
             "PUT",

@@ -82,7 +82,7 @@ def state_machine(facts: Facts) -> Finding:
             "events": sum(len(facts.owned(stream)) for stream in (*EDGES, "NOTIFICATIONS")),
             **{status: statuses[status] for status in sorted(TERMINAL)},
             "not terminal": sum(
-                count for status, count in statuses.items() if status and status not in TERMINAL
+                count for status, count in statuses.items() if status not in TERMINAL
             ),
         },
         faults,
@@ -130,15 +130,12 @@ def _check_versions(stream: str, aggregate: str, own: list[Event], faults: Fault
 
 def _compare_orders(facts: Facts, fold: Folds, terminal: Counter[str], faults: Faults) -> None:
     for order in facts.orders.values():
-        if order.status is None:
-            continue
         state = fold.get(order.order_id, "")
         _compare("order", order.order_id, order.status, ORDER_STATUSES.get(state, {state}), faults)
         if not terminal[order.order_id] and not facts.moving:
             faults.add("no terminal event", f"{order.order_id} {order.status}")
     for order_id in fold:
-        order_row = facts.orders.get(order_id)
-        if order_row is None or order_row.status is None:
+        if order_id not in facts.orders:
             faults.add("order in the stream, not in the database", order_id)
 
 

@@ -156,6 +156,7 @@ class _Batch:
         if order_id in self.added or order_id not in self.known:
             self.added[order_id] = order
         elif completes or order_id in self.completed:
+            self.moved.pop(order_id, None)  # Early facts of this very batch are part of it now.
             self.completed[order_id] = order
         else:
             self.moved[order_id] = order

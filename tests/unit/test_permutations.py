@@ -44,7 +44,7 @@ from ironcart.toolkit.telemetry import TraceContext
 ORDER = "ORD-1"
 AMOUNT = Decimal("20.00")
 MONEY: dict[str, Any] = {"order_id": ORDER, "amount": AMOUNT, "currency": "EUR"}
-WHO = {"customer_id": "C-1"}
+WHO: dict[str, Any] = {"customer_id": "C-1"}
 ITEMS = (Item("A", 2, Decimal("10.00")),)
 CREATED = OrderCreated(ORDER, "C-1", AMOUNT, "EUR", ITEMS)
 RESERVED = StockReserved(ORDER, "C-1", AMOUNT, "EUR", ITEMS)

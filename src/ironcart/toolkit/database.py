@@ -82,8 +82,8 @@ def translated() -> Iterator[None]:
     except _REFUSALS as error:
         raise Refused(f"the database refuses us: {error}") from error
     except _OUTAGES as error:
-        if isinstance(error, asyncpg.InterfaceError) and "operation" in str(error):
-            raise  # "another operation is in progress" and the like: our bug, not an outage
+        if "another operation is in progress" in str(error):
+            raise  # Our bug, not an outage.
         raise Unavailable(f"database: {error or type(error).__name__}") from error
 
 

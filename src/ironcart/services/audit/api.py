@@ -189,7 +189,7 @@ def _verify_operation(streams: Sequence[str]) -> Operation:
             Parameter(
                 "from",
                 "query",
-                "recompute from this sequence on, trusting the link before it; needs `stream`",
+                "recompute from this sequence on, trusting the link before it",
                 {"type": "integer", "minimum": 1, "maximum": SEQ_MAX},
             ),
         ),
@@ -205,8 +205,6 @@ def _verify_query(request: Call, streams: Sequence[str]) -> tuple[Sequence[str],
         not re.fullmatch("[0-9]{1,19}", first) or not 1 <= int(first) <= SEQ_MAX
     ):
         faults.append(Fault("/from", "use a sequence, from 1"))
-    elif first is not None and stream is None:
-        faults.append(Fault("/from", "say which stream too"))
     if faults:
         raise Problem(400, "the query is not valid", faults=faults)
     return (stream,) if stream is not None else streams, int(first) if first is not None else 1

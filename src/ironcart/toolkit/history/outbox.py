@@ -108,8 +108,21 @@ class Outbox:
         for row in events:
             commits[row["batch_no"]].append(_outgoing(row))
         structlog.get_logger().info("Sweeping", batches=len(numbers), events=len(events))
-        await self._publish([Commit(number, found) for number, found in commits.items()])
+        await self._publish_apart([Commit(number, found) for number, found in commits.items()])
         return len(rows) == SWEEP_BATCHES_MAX
+
+    async def _publish_apart(self, commits: Sequence[Commit]) -> None:
+        """Publish together, or one by one when the stream refuses: no commit holds up the rest."""
+        try:
+            await self._publish(commits)
+        except BrokerError as error:
+            if len(commits) == 1:
+                structlog.get_logger().error(
+                    "The stream refuses our events", error=str(error), batch_no=commits[0].batch_no
+                )
+                return
+            for commit in commits:
+                await self._publish_apart([commit])
 
     async def _publish(self, commits: Sequence[Commit]) -> None:
         """Publish in chunks, and mark what the stream has taken."""

@@ -124,9 +124,7 @@ class Kept:
 async def kept(broker: Broker, stream: str) -> list[Kept]:
     """Everything a stream has, in order."""
     last = (await broker.api(f"STREAM.INFO.{stream}"))["state"]["last_seq"]
-    requests = [
-        broker.api(f"STREAM.MSG.GET.{stream}", {"seq": seq}) for seq in range(1, last + 1)
-    ]
+    requests = [broker.api(f"STREAM.MSG.GET.{stream}", {"seq": seq}) for seq in range(1, last + 1)]
     found = []
     for answer in await asyncio.gather(*requests):
         message = answer["message"]

@@ -42,6 +42,7 @@ ENTRY_POINTS: Mapping[str, str] = {
     "ironcart.embedded.sandbox.__main__": "python -m ironcart.embedded.sandbox",
     "ironcart.embedded.sandbox.server": "lets tests kill the sandbox and start it again",
 }
+LOADED_BY_NAME = re.compile(r"ironcart\.(services\.\w+\.app|cli\.\w+)")
 HAS_LONG_LINES: Mapping[str, str] = {
     "src/ironcart/services/orders/handlers/table.py": "a table is read by its columns",
 }
@@ -335,9 +336,7 @@ def imported_by(path: str, tree: ast.Module) -> Iterator[str]:
 
 def test_every_module_is_used_or_is_an_entry_point() -> None:
     modules = {module_name(path) for path in trees()}
-    loaded_by_name = {
-        name for name in modules if re.fullmatch(r"ironcart\.services\.\w+\.app", name)
-    }
+    loaded_by_name = {name for name in modules if LOADED_BY_NAME.fullmatch(name)}
     used = set(ENTRY_POINTS) | loaded_by_name
     for path, tree in trees().items():
         used |= set(imported_by(path, tree)) - {module_name(path)}

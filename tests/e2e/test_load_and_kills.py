@@ -3,9 +3,10 @@
 import asyncio
 import json
 
-from shopping import Shop, System, until
+import aiohttp
 
 from ironcart.embedded.ports import SERVICES
+from shopping import Shop, System, until
 
 
 def _dead_letters(system: System) -> str:
@@ -44,3 +45,27 @@ async def test_each_service_may_be_killed_under_load(system: System, shop: Shop)
 
     assert load.returncode == 0, said.decode()
     system.verify("--expect-dead-letters", _dead_letters(system))
+
+
+async def test_a_gateway_outage_opens_the_breaker_and_every_order_ends_after_it(
+    system: System, shop: Shop
+) -> None:
+    sku = await shop.stocked()
+    await shop.fault(mode="down", seconds=120)
+    placed = [await shop.place(sku) for _ in range(20)]
+
+    await until(lambda: _breaker_is(shop, "open"))
+    assert (await shop.order(placed[0]))["status"] in ("pending", "reserved")
+    await shop.heal()
+
+    for order_id in placed:
+        assert (await shop.ended(order_id, 90))["status"] == "confirmed"
+        assert (await shop.charge(order_id))["captured"] == 1999
+    assert await _breaker_is(shop, "closed")
+
+
+async def _breaker_is(shop: Shop, state: str) -> bool:
+    url = f"{shop.system.url('payments')}/metrics"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        metrics = await answer.text()
+    return f'ironcart_breaker_state{{breaker="gateway",state="{state}"}} 1.0' in metrics

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from heart_parts import Topology, bench, consumer_is_gone, until
 
+from heart_parts import Topology, bench, consumer_is_gone, until
 from ironcart.embedded.nats_server import NatsServer
 from ironcart.toolkit.broker import Broker, Delivery, Puller, publish
 from ironcart.toolkit.broker.puller import ACK
@@ -21,17 +21,21 @@ async def connected(url: str) -> AsyncIterator[tuple[Broker, Topology]]:
     broker, topology = Broker(url, "beta"), Topology()
     await broker.connect()
     await topology.provision(broker)
-    yield broker, topology
-    await broker.close()
+    try:
+        yield broker, topology
+    finally:
+        await broker.close()
 
 
 @asynccontextmanager
 async def pulling(broker: Broker, topology: Topology, slots: int = SLOTS) -> AsyncIterator[Puller]:
     puller = Puller(broker, topology.pings.name, "beta", slots=slots)
     task = asyncio.create_task(puller.run())
-    yield puller
-    task.cancel()
-    await asyncio.wait([task])
+    try:
+        yield puller
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def fill(broker: Broker, topology: Topology, first: int = 1, count: int = MESSAGES) -> None:
@@ -141,18 +145,17 @@ async def test_a_consumer_deleted_while_no_pull_was_open_is_refused(
 
 
 async def test_a_paused_puller_takes_nothing_until_it_goes_on(broker_url: str) -> None:
-    async with connected(broker_url) as (broker, topology):
-        async with pulling(broker, topology) as puller:
-            await fill(broker, topology, count=1)
-            await take_until(puller, 1)
-            puller.pause(True)
-            await fill(broker, topology, first=2, count=MESSAGES)
-            # What was asked for before may still arrive, but no more than that.
-            await until(lambda: asyncio.sleep(0, puller.waiting == SLOTS))
-            found = await state(broker, topology)
-            assert found["num_pending"] == MESSAGES - SLOTS
-            puller.pause(False)
-            await take_until(puller, MESSAGES + 1)
+    async with connected(broker_url) as (broker, topology), pulling(broker, topology) as puller:
+        await fill(broker, topology, count=1)
+        await take_until(puller, 1)
+        puller.pause(True)
+        await fill(broker, topology, first=2, count=MESSAGES)
+        # What was asked for before may still arrive, but no more than that.
+        await until(lambda: asyncio.sleep(0, puller.waiting == SLOTS))
+        found = await state(broker, topology)
+        assert found["num_pending"] == MESSAGES - SLOTS
+        puller.pause(False)
+        await take_until(puller, MESSAGES + 1)
 
 
 async def test_draining_delivers_what_was_asked_for_and_nothing_again(broker_url: str) -> None:

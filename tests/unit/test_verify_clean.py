@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from verify_world import clean_world, examine
+from verify_judge import examine
+from verify_world import clean_world
 
 
 def test_a_clean_shop_breaks_no_invariant(tmp_path: Path) -> None:

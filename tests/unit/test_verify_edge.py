@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ironcart.verify.facts import Facts
-from verify_world import PREFIX, clean_world, examine, faults_of
+from verify_judge import examine, faults_of
+from verify_world import PREFIX, clean_world
 
 
 def test_an_accepted_order_that_is_not_in_the_database_is_lost(tmp_path: Path) -> None:

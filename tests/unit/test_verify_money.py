@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from verify_world import World, clean_world, examine, faults_of
+from verify_judge import examine, faults_of
+from verify_world import World, clean_world
 
 
 def _charge(world: World, order_id: str) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from verify_world import Message, World, clean_world, examine
+from verify_judge import examine
+from verify_world import Message, World, clean_world
 
 
 def _broken(world: World, folder: Path, *, moving: bool) -> set[str]:

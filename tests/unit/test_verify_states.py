@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from verify_world import clean_world, examine, faults_of
+from verify_judge import examine, faults_of
+from verify_world import clean_world
 
 
 def test_a_gap_in_the_versions_is_seen(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from verify_world import World, clean_world, examine, faults_of
+from verify_judge import examine, faults_of
+from verify_world import World, clean_world
 
 
 def _adjust(world: World, sku: str, delta: int) -> None:

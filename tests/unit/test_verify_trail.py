@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ironcart.verify.facts import Consumer, Facts
-from verify_world import Message, World, clean_world, examine, faults_of
+from verify_judge import examine, faults_of
+from verify_world import Message, World, clean_world
 
 
 def _garbage(world: World) -> None:

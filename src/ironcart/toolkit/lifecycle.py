@@ -273,6 +273,9 @@ class _Life:
                     telemetry.lag.labels(durable.name, durable.stream).set(pending + acks)
                     telemetry.consumer_pending.labels(durable.stream, durable.name).set(pending)
                     telemetry.consumer_ack_pending.labels(durable.stream, durable.name).set(acks)
+                    stream = await self._broker.api(f"STREAM.INFO.{durable.stream}")
+                    filled = stream["state"]["bytes"] / max(1, stream["config"]["max_bytes"])
+                    telemetry.stream_fill.labels(durable.stream).set(filled)
             for consumer in self._consumers:
                 consumer.measure_age()
             await asyncio.sleep(LAG_CHECK_S)

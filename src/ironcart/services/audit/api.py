@@ -14,7 +14,7 @@ from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import NAME_PATTERN
 from ironcart.toolkit.http import Endpoint, Fault, Operation, Parameter, Problem, json_response
 from ironcart.toolkit.http.routes import (
-    PAGE_ITEMS_MAX,
+    PAGING,
     Answer,
     Call,
     read_cursor,
@@ -166,13 +166,7 @@ _TRAIL = Operation(
         Parameter(
             "aggregate_id", "path", "the order or SKU", {"type": "string", "pattern": NAME_PATTERN}
         ),
-        Parameter(
-            "limit",
-            "query",
-            "items a page",
-            {"type": "integer", "minimum": 1, "maximum": PAGE_ITEMS_MAX},
-        ),
-        Parameter("cursor", "query", "next_cursor of the page before", {"type": "string"}),
+        *PAGING,
     ),
 )
 

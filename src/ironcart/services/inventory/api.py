@@ -11,7 +11,7 @@ from ironcart.toolkit.envelope import NAME_PATTERN, Name
 from ironcart.toolkit.history import Cause
 from ironcart.toolkit.http import Endpoint, Operation, Parameter, Problem, json_response
 from ironcart.toolkit.http.routes import (
-    PAGE_ITEMS_MAX,
+    PAGING,
     Answer,
     Call,
     read_cursor,
@@ -24,15 +24,16 @@ from ironcart.toolkit.http.routes import (
 from ironcart.toolkit.loop import Chassis
 
 UNITS_MAX = 1_000_000_000_000
+Units = Annotated[int, Meta(ge=0, le=UNITS_MAX)]
 
 
 class Stock(Struct, frozen=True):
     """One SKU: `available` is `on_hand` less `reserved`."""
 
     sku: Name
-    on_hand: int
-    reserved: int
-    available: int
+    on_hand: Units
+    reserved: Units
+    available: Units
 
 
 class StockPage(Struct, frozen=True):
@@ -45,7 +46,7 @@ class StockPage(Struct, frozen=True):
 class PutStock(Struct, frozen=True, forbid_unknown_fields=True):
     """Set what is on hand."""
 
-    on_hand: Annotated[int, Meta(ge=0, le=UNITS_MAX)]
+    on_hand: Units
 
 
 class Adjustment(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +59,7 @@ class Adjustment(Struct, frozen=True, forbid_unknown_fields=True):
 class Position(Struct, frozen=True):
     """Where a page ended."""
 
-    after: str
+    after: Name
 
 
 def _stock(shelf: Shelf) -> Stock:
@@ -122,17 +123,8 @@ def endpoints(chassis: Chassis) -> list[Endpoint]:
     """The routes, with their documentation."""
     api = Api(chassis)
     sku = Parameter("sku", "path", "the SKU", {"type": "string", "pattern": NAME_PATTERN})
-    paging = (
-        Parameter(
-            "limit",
-            "query",
-            "items a page",
-            {"type": "integer", "minimum": 1, "maximum": PAGE_ITEMS_MAX},
-        ),
-        Parameter("cursor", "query", "next_cursor of the page before", {"type": "string"}),
-    )
     one = {200: Stock}
-    listing = Operation("List stock", {200: StockPage}, (400,), paging)
+    listing = Operation("List stock", {200: StockPage}, (400,), PAGING)
     return [
         Endpoint("GET", "/stock", api.list_stock, listing),
         Endpoint("GET", "/stock/{sku}", api.get_stock, Operation("See a SKU", one, (400,), (sku,))),

@@ -11,7 +11,7 @@ from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import NAME_PATTERN, Name
 from ironcart.toolkit.http import Endpoint, Fault, Operation, Parameter, Problem, json_response
 from ironcart.toolkit.http.routes import (
-    PAGE_ITEMS_MAX,
+    PAGING,
     Answer,
     Call,
     read_cursor,
@@ -101,12 +101,6 @@ _LIST = Operation(
         Parameter(
             "order_id", "query", "only of this order", {"type": "string", "pattern": NAME_PATTERN}
         ),
-        Parameter(
-            "limit",
-            "query",
-            "items a page",
-            {"type": "integer", "minimum": 1, "maximum": PAGE_ITEMS_MAX},
-        ),
-        Parameter("cursor", "query", "next_cursor of the page before", {"type": "string"}),
+        *PAGING,
     ),
 )

@@ -14,15 +14,15 @@ from msgspec import Meta, Struct
 
 from ironcart.events import Item, money
 from ironcart.services.orders.handlers.accept import Accepted, Answer, KeyReused, Request, cancel
-from ironcart.services.orders.handlers.check import Draft, PostOrder, check
-from ironcart.services.orders.handlers.table import STATUSES, TERMINAL
+from ironcart.services.orders.handlers.check import CurrencyCode, Draft, PostOrder, check
+from ironcart.services.orders.handlers.table import STATUSES, TERMINAL, Status
 from ironcart.services.orders.store import Order, Store, Told
 from ironcart.toolkit.collector import Collector
-from ironcart.toolkit.envelope import NAME_PATTERN, Name, encode_json
+from ironcart.toolkit.envelope import NAME_PATTERN, Instant, Name, encode_json
 from ironcart.toolkit.history import Cause
 from ironcart.toolkit.http import Endpoint, Fault, Operation, Parameter, Problem, json_response
 from ironcart.toolkit.http.routes import (
-    PAGE_ITEMS_MAX,
+    PAGING,
     Call,
     json_body,
     read_cursor,
@@ -42,10 +42,14 @@ COMMENT_EVERY_S = 15.0
 # While authentication is off, everybody is this caller.
 CALLER = "anonymous"
 BY_CUSTOMER = "customer"
-_KEY = re.compile(
-    rf'("[\x20-\x21\x23-\x7e]{{1,{KEY_CHARACTERS_MAX}}}"|[\x21\x23-\x7e]'
+KEY_PATTERN = (
+    rf'^("[\x20-\x21\x23-\x7e]{{1,{KEY_CHARACTERS_MAX}}}"|[\x21\x23-\x7e]'
     rf"([\x20-\x7e]{{0,{KEY_CHARACTERS_MAX - 2}}}[\x21-\x7e])?)\Z"
 )
+# RFC 7240: names are the same in capitals, a value may be quoted, what is odd is ignored.
+_WAIT = re.compile(r'(?i)(?:^|,)\s*wait\s*=\s*("?)([0-9]+)\1\s*(?:$|[,;])')
+# Cursors from nowhere must not reach times that Postgres cannot hold.
+_CURSOR_YEARS = range(1970, 2200)
 _items = msgspec.json.Decoder(tuple[Item, ...])
 
 
@@ -53,13 +57,13 @@ class OrderView(Struct, frozen=True):
     """An order as callers see it."""
 
     order_id: Name
-    status: Annotated[str, Meta(description=", ".join(STATUSES))]
+    status: Status
     customer_id: Name
     amount: Decimal
-    currency: str
+    currency: CurrencyCode
     items: tuple[Item, ...]
     reason: str | None
-    version: int
+    version: Annotated[int, Meta(ge=1)]
     created_at: datetime
     updated_at: datetime
 
@@ -74,8 +78,12 @@ class OrderPage(Struct, frozen=True):
 class Position(Struct, frozen=True):
     """Where a page ended."""
 
-    created_at: datetime
-    order_id: str
+    created_at: Instant
+    order_id: Name
+
+    def __post_init__(self) -> None:
+        if self.created_at.year not in _CURSOR_YEARS:
+            raise ValueError("not a time of ours")
 
 
 class Changes:
@@ -307,7 +315,8 @@ def read_key(request: Call) -> str | None:
     given = request.headers.get("idempotency-key")
     if given is None:
         return None
-    if not _KEY.match(given):
+    given = given.strip(" \t")
+    if not re.match(KEY_PATTERN, given):
         raise Problem(
             400, f"Idempotency-Key must be 1 to {KEY_CHARACTERS_MAX} printable characters"
         )
@@ -316,23 +325,23 @@ def read_key(request: Call) -> str | None:
 
 def read_wait_s(request: Call) -> float:
     """Read `Prefer: wait=N`, at most `WAIT_S_MAX`; 0 when there is none."""
-    match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", request.headers.get("prefer", ""))
-    return min(float(match[1]), WAIT_S_MAX) if match else 0.0
+    match = _WAIT.search(",".join(request.headers.getall("prefer", [])))
+    return min(float(match[2]), WAIT_S_MAX) if match else 0.0
 
 
 def endpoints(api: Api) -> list[Endpoint]:
     """The routes, with their documentation."""
     text = {"type": "string"}
     order_id = Parameter("order_id", "path", "the order", text | {"pattern": NAME_PATTERN})
-    key = {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS_MAX}
-    limit = {"type": "integer", "minimum": 1, "maximum": PAGE_ITEMS_MAX}
+    key = text | {"pattern": KEY_PATTERN}
+    waiting = f"wait=N: wait N seconds, at most {WAIT_S_MAX:g}, for the order to end, and show it"
     posting = Operation(
         "Place an order",
         {202: Accepted},
-        (400, 413, 415, 422, 503),
+        (400, 413, 415, 422),
         (
             Parameter("Idempotency-Key", "header", "the same key is the same order", key),
-            Parameter("Prefer", "header", "wait=N seconds for the order to end, at most 30", text),
+            Parameter("Prefer", "header", waiting, text),
         ),
         PostOrder,
         headers={202: {"Location": "the order"}},
@@ -344,8 +353,7 @@ def endpoints(api: Api) -> list[Endpoint]:
         (
             Parameter("status", "query", "only these", {"type": "string", "enum": list(STATUSES)}),
             Parameter("customer_id", "query", "only theirs", text | {"pattern": NAME_PATTERN}),
-            Parameter("limit", "query", "items a page", limit),
-            Parameter("cursor", "query", "next_cursor of the page before", text),
+            *PAGING,
         ),
     )
     cancelling = Operation("Cancel an order", {202: OrderView}, (400, 404, 409), (order_id,))

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ironcart.events import money
+from ironcart.events import CURRENCIES, money
+from ironcart.services.payments.handlers import TABLE
 from ironcart.services.payments.store import Payment, Store
 from ironcart.toolkit.envelope import NAME_PATTERN, Name
 from ironcart.toolkit.http import Endpoint, Operation, Parameter, Problem, json_response
@@ -14,13 +15,16 @@ from ironcart.toolkit.http.routes import Answer, Call, read_name
 from ironcart.toolkit.loop import Chassis
 
 
+STATES = sorted({state for state, _ in TABLE})
+
+
 class PaymentView(Struct, frozen=True):
     """The money of one order."""
 
     order_id: Name
-    status: Annotated[str, Meta(description="as the state table of payments names it")]
+    status: Annotated[str, Meta(extra_json_schema={"enum": STATES})]
     amount: Decimal | None
-    currency: str | None
+    currency: Annotated[str, Meta(extra_json_schema={"enum": list(CURRENCIES)})] | None
     refunded: Decimal | None
     reference: str | None
     decline_code: str | None

@@ -10,6 +10,7 @@ import msgspec
 from ironcart.toolkit.http.problems import PROBLEM_TYPE, ProblemBody
 
 OPENAPI_VERSION = "3.1.0"
+UNAVAILABLE = 503
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -29,7 +30,7 @@ class Operation:
     """What a stranger needs to know about one route.
 
     `answers` maps a status to the struct of its body (None: no body); a status of 400 or more is
-    always a problem and needs only its number in `problems`.
+    always a problem and needs only its number in `problems`. 503 goes without saying.
     """
 
     summary: str
@@ -57,22 +58,26 @@ def document(
         "openapi": OPENAPI_VERSION,
         "info": {"title": f"Ironcart {service}", "version": version},
         "paths": paths,
-        "components": {"schemas": _without_decimal_strings(components)},
+        "components": {"schemas": _portable(components)},
     }
 
 
-def _without_decimal_strings(schema: Any) -> Any:
-    """msgspec documents Decimal as a string; on our wire it is a number."""
-    if isinstance(schema, dict):
-        if schema.get("format") == "decimal":
-            return {
-                key: "number" if key == "type" else value
-                for key, value in schema.items()
-                if key != "format"
-            }
-        return {key: _without_decimal_strings(value) for key, value in schema.items()}
+def _portable(schema: Any) -> Any:
+    """Say in JSON Schema what msgspec and Python say their own way.
+
+    Decimal is documented as a string: on our wire it is a number. The end of a text is `\\Z` in
+    Python, whose `$` lets a newline through, and `$` in ECMAScript, which schemas go by.
+    """
+    if isinstance(schema, Mapping):
+        found = {key: _portable(value) for key, value in schema.items()}
+        if found.get("format") == "decimal":
+            del found["format"]
+            found["type"] = "number"
+        if isinstance(pattern := found.get("pattern"), str):
+            found["pattern"] = pattern.replace(r"\Z", "$")
+        return found
     if isinstance(schema, list):
-        return [_without_decimal_strings(value) for value in schema]
+        return [_portable(value) for value in schema]
     return schema
 
 
@@ -80,12 +85,14 @@ def _operation(operation: Operation, by_kind: Mapping[int, Any]) -> dict[str, An
     answers: dict[str, Any] = {}
     for status, kind in operation.answers.items():
         answers[str(status)] = _answer(status, kind, operation, by_kind)
-    for status in operation.problems:
-        schema = by_kind[id(ProblemBody)]
+    for status in sorted({*operation.problems, UNAVAILABLE}):
         answers[str(status)] = {
             "description": HTTPStatus(status).phrase,
-            "content": {PROBLEM_TYPE: {"schema": schema}},
+            "content": {PROBLEM_TYPE: {"schema": by_kind[id(ProblemBody)]}},
         }
+    answers[str(UNAVAILABLE)]["headers"] = {
+        "Retry-After": {"description": "seconds", "schema": {"type": "integer"}}
+    }
     found: dict[str, Any] = {"summary": operation.summary, "responses": answers}
     if operation.parameters:
         found["parameters"] = [
@@ -94,7 +101,7 @@ def _operation(operation: Operation, by_kind: Mapping[int, Any]) -> dict[str, An
                 "in": parameter.place,
                 "description": parameter.description,
                 "required": parameter.required or parameter.place == "path",
-                "schema": dict(parameter.schema),
+                "schema": _portable(parameter.schema),
             }
             for parameter in operation.parameters
         ]

@@ -13,11 +13,12 @@ import structlog
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
 from opentelemetry.trace import SpanKind
 
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.envelope import NAME_PATTERN, decode_json, encode_json
-from ironcart.toolkit.http.documents import Operation, document
+from ironcart.toolkit.http.documents import Operation, Parameter, document
 from ironcart.toolkit.http.problems import Fault, Problem
 from ironcart.toolkit.outcomes import Unavailable
 
@@ -25,6 +26,21 @@ BODY_BYTES_MAX = 64 * 1024
 PAGE_ITEMS_DEFAULT = 50
 PAGE_ITEMS_MAX = 500
 RETRY_AFTER_S = 1
+CURSOR_PATTERN = r"^[A-Za-z0-9_-]{2,1024}={0,2}\Z"
+PAGING = (
+    Parameter(
+        "limit",
+        "query",
+        f"items a page, by default {PAGE_ITEMS_DEFAULT}",
+        {"type": "integer", "minimum": 1, "maximum": PAGE_ITEMS_MAX},
+    ),
+    Parameter(
+        "cursor",
+        "query",
+        "next_cursor of the page before",
+        {"type": "string", "pattern": CURSOR_PATTERN},
+    ),
+)
 
 S = TypeVar("S")
 
@@ -58,7 +74,12 @@ async def json_body(request: Call) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Problem(415, "send Content-Type: application/json")
-    return await request.body()
+    try:
+        return await request.body()
+    except HTTPException as error:
+        if error.status_code != 413:
+            raise
+        raise Problem(413, f"send at most {BODY_BYTES_MAX} bytes") from error
 
 
 async def read_struct(request: Call, kind: type[S]) -> S:
@@ -99,6 +120,8 @@ def read_cursor(request: Call, kind: type[S]) -> S | None:
     if text is None:
         return None
     try:
+        if not re.match(CURSOR_PATTERN, text):
+            raise ValueError("not base64")
         return msgspec.json.decode(base64.urlsafe_b64decode(text), type=kind)
     except (ValueError, msgspec.MsgspecError) as error:
         fault = Fault("/cursor", "use next_cursor of the page before, as it was given")
@@ -128,12 +151,35 @@ def application(
 
     everything = [*endpoints, Endpoint("GET", "/openapi.json", openapi)]
     return Litestar(
-        route_handlers=[_handler(endpoint, tracing) for endpoint in everything],
+        route_handlers=[*_options(everything), *(_handler(each, tracing) for each in everything)],
         openapi_config=None,
         request_max_body_size=BODY_BYTES_MAX,
         exception_handlers={Exception: _answer_problem},
         logging_config=None,
     )
+
+
+def _options(endpoints: Sequence[Endpoint]) -> list[HTTPRouteHandler]:
+    """Answer OPTIONS with every method of a path: Litestar's own knows only the first handler's."""
+    allowed: dict[str, list[str]] = {}
+    for endpoint in endpoints:
+        allowed.setdefault(endpoint.path, ["OPTIONS"]).extend(_methods(endpoint))
+    return [_options_handler(path, ", ".join(sorted(m))) for path, m in allowed.items()]
+
+
+def _options_handler(path: str, allow: str) -> HTTPRouteHandler:
+    async def options() -> Response[None]:
+        return Response(None, status_code=204, headers={"Allow": allow})
+
+    return HTTPRouteHandler(_path(path), http_method="OPTIONS")(options)
+
+
+def _methods(endpoint: Endpoint) -> list[str]:
+    return ["GET", "HEAD"] if endpoint.method == "GET" else [endpoint.method]
+
+
+def _path(path: str) -> str:
+    return re.sub(r"\{(\w+)\}", r"{\1:str}", path)
 
 
 def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler:
@@ -152,6 +198,8 @@ def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler
         try:
             answer = await endpoint.handler(request)
             status = answer.status_code or 200
+            if isinstance(answer, Stream) and request.method == "HEAD":
+                answer = Response(b"", media_type=answer.media_type, headers=answer.headers)
         except Exception as error:
             problem = as_problem(error)
             status = problem.status
@@ -165,9 +213,9 @@ def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler
                 span.set_attribute("http.response.status_code", status)
                 span.end()
 
-    path = re.sub(r"\{(\w+)\}", r"{\1:str}", endpoint.path)
     handle.__name__ = endpoint.handler.__name__
-    return HTTPRouteHandler(path, http_method=endpoint.method)(handle)  # type: ignore[arg-type]
+    methods: Any = _methods(endpoint)
+    return HTTPRouteHandler(_path(endpoint.path), http_method=methods)(handle)
 
 
 def as_problem(error: Exception) -> Problem:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import uvicorn
 from litestar import Litestar
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ironcart.toolkit.http.problems import PROBLEM_TYPE, Problem
 from ironcart.toolkit.outcomes import Refused
 
 CONNECTIONS_WAITING_MAX = 2_048
@@ -27,6 +29,20 @@ def listen(host: str, port: int) -> socket.socket:
     return taken
 
 
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1, with a problem for what is not HTTP either."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that this was not HTTP, and hang up."""
+        answer = Problem(400, msg).response()
+        body = answer.content
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
+            b"Connection: close\r\n\r\n%b" % (PROBLEM_TYPE.encode(), len(body), body)
+        )
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """Serves an app until `finish`; signals belong to the lifecycle, not to uvicorn."""
 
@@ -35,7 +51,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

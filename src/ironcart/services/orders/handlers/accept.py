@@ -9,11 +9,11 @@ import msgspec
 
 from ironcart.events import OrderCreated, money
 from ironcart.services.orders.handlers.advance import step
-from ironcart.services.orders.handlers.check import Draft
-from ironcart.services.orders.handlers.table import TERMINAL, Cancel
+from ironcart.services.orders.handlers.check import CurrencyCode, Draft
+from ironcart.services.orders.handlers.table import TERMINAL, Cancel, Status
 from ironcart.services.orders.store import Key, Order, Store
 from ironcart.toolkit.database import Database
-from ironcart.toolkit.envelope import encode_json
+from ironcart.toolkit.envelope import Name, encode_json
 from ironcart.toolkit.history import Cause, Commit, History
 from ironcart.toolkit.outcomes import Fact
 from ironcart.toolkit.vault import Vault
@@ -34,10 +34,10 @@ class Request:
 class Accepted(msgspec.Struct, frozen=True):
     """The answer to an accepted order."""
 
-    order_id: str
-    status: str
+    order_id: Name
+    status: Status
     amount: Decimal
-    currency: str
+    currency: CurrencyCode
 
 
 @dataclass(frozen=True, slots=True)

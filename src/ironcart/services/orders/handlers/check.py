@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from ironcart.events import (
     AMOUNT_MINOR_UNITS_MAX,
@@ -15,7 +15,7 @@ from ironcart.events import (
     LINES_MAX,
     QUANTITY_MAX,
     Item,
-    Money,
+    Quantity,
     minor_units,
 )
 from ironcart.toolkit.envelope import NAME_PATTERN, Name
@@ -23,25 +23,51 @@ from ironcart.toolkit.http import Fault
 from ironcart.toolkit.vault import Contact
 
 EMAIL_CHARACTERS_MAX = 254
-PERSON_CHARACTERS_MAX = 200
+LOCAL_PART_BYTES_MAX = 64
 PAYMENT_METHOD_PATTERN = r"^[A-Za-z0-9_]{1,255}\Z"
-EMAIL_PATTERN = r"^[^@\s\x00-\x1f\x7f<>,;:\"()\[\]\\]{1,64}@[A-Za-z0-9.-]{1,185}\.[A-Za-z]{2,63}\Z"
+# What mail can be sent to; a local part may be international.
+EMAIL_PATTERN = (
+    r'^[^\s\x00-\x20\x7f-\x9f<>()\[\],;:\\"@]{1,64}'
+    r"@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}\Z"
+)
 PERSON_PATTERN = r"^[^\x00-\x1f\x7f]{1,200}\Z"
 # A JSON number as it was written, without an exponent: floats never see money.
 _PLAIN_NUMBER = re.compile(rb"-?(0|[1-9][0-9]*)(\.[0-9]+)?\Z")
 MISSING = "is missing"
 
 
-class PostOrder(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An order, as a storefront sends it: this struct documents what `check` accepts."""
+CurrencyCode = Annotated[str, Meta(extra_json_schema={"enum": list(CURRENCIES)})]
+_EXACT = "exact, with at most the currency's decimals"
+_PRICES = {"minimum": 0, "maximum": AMOUNT_MINOR_UNITS_MAX}
+_AMOUNTS = {"exclusiveMinimum": 0, "maximum": AMOUNT_MINOR_UNITS_MAX}
+
+
+class PostItem(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of an order, as a storefront sends it."""
+
+    sku: Name
+    quantity: Quantity
+    unit_price: Annotated[Decimal, Meta(description=_EXACT, extra_json_schema=_PRICES)]
+
+
+class PostOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """An order, as a storefront sends it: these structs document what `check` accepts."""
 
     customer_id: Name
-    items: Annotated[list[Item], Meta(min_length=1, max_length=LINES_MAX)]
-    currency: Annotated[str, Meta(description=", ".join(CURRENCIES))] = ""
-    amount: Money = Decimal(0)
-    email: Annotated[str, Meta(max_length=EMAIL_CHARACTERS_MAX)] = ""
-    name: Annotated[str, Meta(max_length=PERSON_CHARACTERS_MAX)] = ""
-    payment_method: Annotated[str, Meta(pattern=PAYMENT_METHOD_PATTERN)] = ""
+    items: Annotated[list[PostItem], Meta(min_length=1, max_length=LINES_MAX)]
+    currency: CurrencyCode | UnsetType = UNSET
+    amount: (
+        Annotated[
+            Decimal,
+            Meta(description="what the items come to; may be left out", extra_json_schema=_AMOUNTS),
+        ]
+        | UnsetType
+    ) = UNSET
+    email: (
+        Annotated[str, Meta(pattern=EMAIL_PATTERN, max_length=EMAIL_CHARACTERS_MAX)] | UnsetType
+    ) = UNSET
+    name: Annotated[str, Meta(pattern=PERSON_PATTERN)] | UnsetType = UNSET
+    payment_method: Annotated[str, Meta(pattern=PAYMENT_METHOD_PATTERN)] | UnsetType = UNSET
 
 
 class Draft(Struct, frozen=True):
@@ -120,6 +146,8 @@ def check(body: bytes, *, currency: str) -> Draft | list[Fault]:
     items, total = _items(checker, fields, used)
     _agree(checker, fields, total, used)
     email = checker.text(fields, "email", EMAIL_PATTERN, "is not a mail address")
+    if email and not _can_be_mailed(email):
+        checker.wrong("/email", "is not a mail address")
     name = checker.text(fields, "name", PERSON_PATTERN, "use 1 to 200 printable characters")
     method = checker.text(
         fields,
@@ -159,8 +187,8 @@ def _item(checker: _Checker, raw: Raw, at: str, currency: str) -> tuple[Item | N
     except msgspec.ValidationError:
         checker.wrong(at, "must be an object")
         return None, 0
-    checker.unknown(fields, set(Item.__struct_fields__), at)
-    for name in Item.__struct_fields__:
+    checker.unknown(fields, set(PostItem.__struct_fields__), at)
+    for name in PostItem.__struct_fields__:
         if name not in fields:
             checker.wrong(f"{at}/{name}", MISSING)
     sku = checker.read(fields, "sku", at, str) if "sku" in fields else None
@@ -174,6 +202,13 @@ def _item(checker: _Checker, raw: Raw, at: str, currency: str) -> tuple[Item | N
         return None, 0
     decimals = CURRENCIES[currency]
     return Item(sku, quantity, Decimal(price).scaleb(-decimals)), price * quantity
+
+
+def _can_be_mailed(email: str) -> bool:
+    """Whether an address that looks like one also keeps within the lengths that mail allows."""
+    local_bytes = len(email.partition("@")[0].encode())
+    short = len(email) <= EMAIL_CHARACTERS_MAX and local_bytes <= LOCAL_PART_BYTES_MAX
+    return short and email.isprintable()
 
 
 def _agree(checker: _Checker, fields: Mapping[str, Raw], total: int, currency: str) -> None:

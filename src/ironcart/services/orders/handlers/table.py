@@ -5,9 +5,9 @@ are remembered as an early state, `early:<stock>:<payment>`, until OrderCreated 
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ironcart.events import (
     OrderCancellationRequested,
@@ -69,6 +69,8 @@ STATUS: Final[Mapping[str, str]] = {
     "cancelled_late": "cancelled",
 }
 STATUSES: Final = tuple(dict.fromkeys(STATUS.values()))
+# As documents name it.
+Status = Annotated[str, Meta(extra_json_schema={"enum": list(STATUSES)})]
 TERMINAL: Final = frozenset({"confirmed", "rejected", "cancelled"})
 
 # What is said on entering a state.

@@ -138,10 +138,8 @@ class Jobs(Generic[P, R]):
 
     async def lock(self, connection: Connection, keys: Sequence[str]) -> set[str]:
         """Lock the jobs of these keys; returns those that somebody is working on."""
-        rows = await connection.fetch(
-            "SELECT key, lease FROM jobs WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE", keys
-        )
-        return {row["key"] for row in rows if row["lease"] is not None}
+        leases = await _lock(connection, keys)
+        return {key for key, lease in leases.items() if lease is not None}
 
     async def hasten(self, transaction: Transaction, keys: Sequence[str]) -> set[str]:
         """Make waiting jobs due now, adding those that have none; returns the keys nobody holds.
@@ -189,8 +187,10 @@ class Jobs(Generic[P, R]):
                 structlog.get_logger().warning("Cannot lease jobs", error=str(error))
             if not more:
                 self._hurry.clear()
+                # Not wait_for: before Python 3.12 it may swallow a cancellation.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._hurry.wait()
 
     async def _lease(self, count_max: int) -> int:
         lease = uuid.uuid4()
@@ -273,11 +273,8 @@ class Jobs(Generic[P, R]):
         again: list[_Job[P]] = []
         done: list[str] = []
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                _HOLD, [job.key for job, _ in results], [job.lease for job, _ in results]
-            )
-            held = {row["key"] for row in rows}
-            live = [(job, result) for job, result in results if job.key in held]
+            leases = await _lock(connection, [job.key for job, _ in results])
+            live = [(job, result) for job, result in results if leases.get(job.key) == job.lease]
             settled = await self._work.settle(
                 connection, [(job.payload, result) for job, result in live]
             )
@@ -324,10 +321,7 @@ UPDATE jobs SET lease = $3, due_at = now() + make_interval(secs => $2) WHERE key
   SELECT key FROM jobs WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
 RETURNING key, attempts
 """
-_HOLD = """
-SELECT j.key FROM jobs j JOIN unnest($1::text[], $2::uuid[]) AS h(key, lease)
-  ON j.key = h.key AND j.lease = h.lease ORDER BY j.key FOR UPDATE OF j
-"""
+_LOCK = "SELECT key, lease FROM jobs WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE"
 _RENEW = """
 UPDATE jobs SET due_at = now() + make_interval(secs => $2), attempts = 0, error = NULL
 WHERE key = ANY($1::text[])
@@ -343,3 +337,8 @@ _MEASURE = """
 SELECT count(*) AS open, count(*) FILTER (WHERE due_at <= now()) AS due,
        coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_s FROM jobs
 """
+
+
+async def _lock(connection: Connection, keys: Sequence[str]) -> dict[str, uuid.UUID | None]:
+    """Lock jobs, in order; returns whose each one is."""
+    return {row["key"]: row["lease"] for row in await connection.fetch(_LOCK, keys)}

@@ -27,6 +27,8 @@ _SESSION = {
     "enable_seqscan": "off",
     "jit": "off",
     "timezone": "UTC",
+    # Whatever the role or the server says: a commit that we answer for is on disk.
+    "synchronous_commit": "on",
 }
 
 # What a statement runs on, inside a transaction that the caller opened.
@@ -58,11 +60,14 @@ _OUTAGES = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InternalClientError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
 )
 _RACES = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
+    asyncpg.InvalidCachedStatementError,
 )
 _REFUSALS = (
     asyncpg.InvalidPasswordError,
@@ -84,6 +89,9 @@ def translated() -> Iterator[None]:
     except _OUTAGES as error:
         if "another operation is in progress" in str(error):
             raise  # Our bug, not an outage.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            # The connection broke because we are being cancelled: nobody must wait that out.
+            raise asyncio.CancelledError from error
         raise Unavailable(f"database: {error or type(error).__name__}") from error
 
 

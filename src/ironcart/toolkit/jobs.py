@@ -34,6 +34,7 @@ LEASE_BATCH_MAX = 500
 SETTLE_BATCH_MAX = 200
 POLL_S = 0.5
 ERROR_CHARACTERS_MAX = 500
+RACES_MAX = 5
 RETRY = Backoff(attempts_max=2**31, first_s=0.5, max_s=60.0)
 
 P = TypeVar("P")
@@ -44,12 +45,13 @@ R = TypeVar("R")
 class Settled(Generic[P]):
     """What a settled call leads to: facts to emit, and what goes on, if the job does.
 
-    `lost` says that the row moved on meanwhile and this answer changed nothing.
+    `after_commit` runs once that is written for good, for logs and metrics.
     """
 
     facts: tuple[Fact, ...] = ()
     cause: Cause | None = None
     again: P | None = None
+    after_commit: Callable[[], None] | None = None
 
 
 class Work(Protocol[P, R]):
@@ -236,32 +238,54 @@ class Jobs(Generic[P, R]):
             text = f"{type(error).__name__}: {error}"
             await self._later(job, text, RETRY.delay_s(job.attempts + 1), counts=True)
         else:
-            # A settlement that is lost costs a repeat of the call, which finds it already done.
-            with suppress(Unavailable):
-                await self._settling.submit((job, result))
+            await self._settle_one(job, result)
+
+    async def _settle_one(self, job: _Job[P], result: R) -> None:
+        """Settle with whoever else is ready; what cannot be settled is called again later.
+
+        That is harmless: a repeat of the call finds it already done.
+        """
+        try:
+            await self._settling.submit((job, result))
+        except Unavailable:
+            return  # The lease runs out.
+        except Exception as error:  # noqa: BLE001 - a bug with one must not hold up its neighbours
+            structlog.get_logger().error("Settling failed", exc_info=error, job=job.key)
+            try:
+                await self._settle([(job, result)])
+            except Exception as alone:  # noqa: BLE001 - the same, now it is known whose bug it is
+                text = f"{type(alone).__name__}: {alone}"
+                await self._later(job, text, RETRY.delay_s(job.attempts + 1), counts=True)
 
     async def _later(self, job: _Job[P], error: str, delay_s: float, *, counts: bool) -> None:
+        clean = error.replace("\x00", "").encode("utf-8", "replace").decode()
         with suppress(Unavailable):  # Then the lease runs out instead.
-            await self._postponing.submit((job, error, delay_s, int(counts)))
+            await self._postponing.submit((job, clean[:ERROR_CHARACTERS_MAX], delay_s, int(counts)))
 
     async def _postpone(self, jobs: Sequence[tuple[_Job[P], str, float, int]]) -> list[None]:
+        jobs = sorted(jobs, key=lambda each: each[0].key)
         await self._database.execute(
             _POSTPONE,
             [job.key for job, *_ in jobs],
             [job.lease for job, *_ in jobs],
-            [error.replace("\x00", "")[:ERROR_CHARACTERS_MAX] for _, error, _, _ in jobs],
+            [error for _, error, _, _ in jobs],
             [delay_s for *_, delay_s, _ in jobs],
             [counts for *_, counts in jobs],
         )
         return [None] * len(jobs)
 
     async def _settle(self, results: Sequence[tuple[_Job[P], R]]) -> list[None]:
-        try:
-            commit, again = await self._write(results)
-        except LostRace:
-            commit, again = await self._write(results)
-        for job in again:
-            self._in_hand.put_nowait(job)
+        for race in range(1, RACES_MAX + 1):
+            try:
+                commit, again = await self._write(results)
+                break
+            except LostRace:
+                if race == RACES_MAX:
+                    raise
+                await asyncio.sleep(RETRY.delay_s(race) / 10)
+        if not self._stopping.is_set():  # Else somebody else has been given them.
+            for job in again:
+                self._in_hand.put_nowait(job)
         if commit is not None:
             self._outbox.hand_over(commit)
         return [None] * len(results)
@@ -289,8 +313,15 @@ class Jobs(Generic[P, R]):
             if done:
                 await connection.execute("DELETE FROM jobs WHERE key = ANY($1::text[])", done)
             if again:
-                await connection.execute(_RENEW, [job.key for job in again], LEASE_S)
+                keys = [job.key for job in again]
+                if self._stopping.is_set():
+                    await connection.execute(_GIVE_BACK, keys)
+                else:
+                    await connection.execute(_RENEW, keys, LEASE_S)
             commit = await self._history.record(connection, facts)
+        for then in settled:
+            if then.after_commit is not None:
+                then.after_commit()
         return commit, again
 
     async def _measure(self) -> None:
@@ -316,14 +347,20 @@ _HASTEN = """
 INSERT INTO jobs AS j (key, due_at) SELECT key, now() FROM unnest($1::text[]) AS key ORDER BY key
 ON CONFLICT (key) DO UPDATE SET due_at = now() WHERE j.lease IS NULL RETURNING key
 """
+# Fewest attempts first: jobs that fail again and again must not win every probe of a breaker.
 _LEASE = """
 UPDATE jobs SET lease = $3, due_at = now() + make_interval(secs => $2) WHERE key IN (
-  SELECT key FROM jobs WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+  SELECT key FROM jobs WHERE due_at <= now() ORDER BY attempts, due_at LIMIT $1
+  FOR UPDATE SKIP LOCKED)
 RETURNING key, attempts
 """
 _LOCK = "SELECT key, lease FROM jobs WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE"
 _RENEW = """
 UPDATE jobs SET due_at = now() + make_interval(secs => $2), attempts = 0, error = NULL
+WHERE key = ANY($1::text[])
+"""
+_GIVE_BACK = """
+UPDATE jobs SET lease = NULL, due_at = now(), attempts = 0, error = NULL
 WHERE key = ANY($1::text[])
 """
 _POSTPONE = """

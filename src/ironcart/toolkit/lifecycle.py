@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Annotated, Any, Protocol
 
 import aiohttp
@@ -222,9 +223,14 @@ class _Life:
 
     async def _check_database(self) -> None:
         await self._database.connect()
-        row = await self._database.fetchrow("SELECT to_regclass('batches') AS there")
-        if row is None or row["there"] is None:
-            raise Unavailable("the schema is missing: run `ironcart provision`")
+        row = await self._database.fetchrow("SELECT to_regclass('schema_migrations') AS there")
+        applied: set[str] = set()
+        if row is not None and row["there"] is not None:
+            rows = await self._database.fetch("SELECT version FROM schema_migrations")
+            applied = {row["version"] for row in rows}
+        if behind := _shipped_migrations(self._service) - applied:
+            first = min(behind)
+            raise Unavailable(f"the schema lacks migration {first}: run `ironcart provision`")
         self._state.database = True
 
     async def _check_sync(self) -> None:
@@ -292,9 +298,14 @@ class _Life:
                 if self._running:
                     await asyncio.wait(self._running)
                 await self._outbox.flushed()
+                await self._close(work)
         except TimeoutError:
             log.warning("Force shutdown", waited_s=self._settings.drain_timeout_s)
             os._exit(EXIT_FORCED)
+        log.info("Drain completed")
+        return 0
+
+    async def _close(self, work: "asyncio.Task[None]") -> None:
         work.cancel()
         with suppress(asyncio.CancelledError, IroncartError):
             await work
@@ -304,8 +315,6 @@ class _Life:
         await self._database.close()
         await self._marks.close()
         self._tracing.close()
-        log.info("Drain completed")
-        return 0
 
     def _vital_signs(self) -> list[Endpoint]:
         async def health(_: Call) -> Answer:
@@ -341,6 +350,21 @@ class _Life:
             state.started and state.database and enough and not state.draining.is_set(),
             checks,
         )
+
+
+def _shipped_migrations(service: Service) -> set[str]:
+    """The versions of the migrations that this code was written for, its own and the toolkit's."""
+    package = service.build.__module__.rpartition(".")[0]
+    folders = [files("ironcart.toolkit") / "migrations" / "history"]
+    if package:
+        folders.append(files(package) / "migrations")
+    return {
+        file.name.partition("_")[0]
+        for folder in folders
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".sql")
+    }
 
 
 async def _forever(run: Callable[[], Awaitable[None]]) -> None:

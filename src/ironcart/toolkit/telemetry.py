@@ -5,6 +5,7 @@ context that it came with, so a trace can be joined by any collector that joins 
 """
 
 import hashlib
+import json
 import logging
 import re
 import secrets
@@ -228,7 +229,10 @@ def _exception_in_one_field(_logger: Any, _name: str, line: Any) -> Any:
 
 
 def _to_json(line: Any, **_: Any) -> bytes:
-    return msgspec.json.encode(line, enc_hook=str)
+    try:
+        return msgspec.json.encode(line, enc_hook=str)
+    except UnicodeEncodeError:  # A lone surrogate, from a foreign server's text say.
+        return json.dumps(line, default=str).encode()
 
 
 class _ToStructlog(logging.Handler):

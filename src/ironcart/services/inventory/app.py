@@ -1,10 +1,14 @@
 """Inventory, put together."""
 
 import asyncio
+from functools import partial
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ironcart.events import (
+    CURRENCIES,
+    CURRENCY_DEFAULT,
     OrderCancelled,
     OrderConfirmed,
     OrderCreated,
@@ -24,14 +28,17 @@ ORDERS = durable(NAME, "ORDERS", (OrderCreated, OrderConfirmed, OrderRejected, O
 
 
 class Settings(Struct, frozen=True):
-    """Inventory needs nothing beyond what every service does."""
+    """What only inventory is told: the currency of an order that names none."""
+
+    currency: Annotated[str, Meta(pattern=f"^({'|'.join(CURRENCIES)})$")] = CURRENCY_DEFAULT
 
 
-def build(chassis: Chassis, _settings: Settings, _draining: asyncio.Event) -> Wiring:
+def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wiring:
     """Wire inventory."""
+    handle = partial(deal_with_orders, currency=settings.currency)
     return Wiring(
         endpoints=endpoints(chassis),
-        subscriptions=[Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, deal_with_orders)],
+        subscriptions=[Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, handle)],
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ironcart.events import (
+    CURRENCY_DEFAULT,
     Item,
     Line,
     OrderCancelled,
@@ -17,11 +18,12 @@ from ironcart.events import (
     StockRejected,
     StockReleased,
     StockReserved,
+    minor_units,
 )
 from ironcart.services.inventory.store import Change, Reservation, Shelf, Store
 from ironcart.toolkit.database import Transaction
 from ironcart.toolkit.loop import Message
-from ironcart.toolkit.outcomes import Done, Fact, Outcome, Retry
+from ironcart.toolkit.outcomes import Done, Fact, Outcome, Park, Retry
 
 DECIDE, AS_IS, BEHIND = "decide", "as it is", "our history is behind"
 
@@ -72,8 +74,12 @@ class Ledger:
     """One batch's worth of decisions against stock that is locked: all lines or none, in order."""
 
     def __init__(
-        self, reservations: Mapping[str, Reservation], shelves: Mapping[str, Shelf]
+        self,
+        reservations: Mapping[str, Reservation],
+        shelves: Mapping[str, Shelf],
+        currency: str = CURRENCY_DEFAULT,
     ) -> None:
+        self._currency = currency
         self._known = dict(reservations)
         self._available = {sku: shelf.available for sku, shelf in shelves.items()}
         self.added: dict[str, Reservation] = {}
@@ -93,6 +99,11 @@ class Ledger:
         return self._settle(known or Reservation(order_id, "none", (), 0), step)
 
     def _reserve(self, order: OrderCreated) -> Outcome:
+        currency = order.currency or self._currency
+        try:
+            minor_units(order.amount, currency)  # As orders and payments will: all park, or none.
+        except ValueError as error:
+            return Park(str(error))
         lines = lines_of(order.items or ())
         short = shortages(lines, self._available)
         state = "rejected" if short else "reserved"
@@ -106,7 +117,7 @@ class Ledger:
             order.order_id,
             order.customer_id,
             order.amount,
-            order.currency,
+            currency,
             order.items,
             order.payment_method,
             order.contact,
@@ -135,7 +146,9 @@ class Ledger:
         self.changes[sku] = Change(sofar.on_hand + on_hand, sofar.reserved + reserved)
 
 
-async def deal_with_orders(batch: Sequence[Message], transaction: Transaction) -> Sequence[Outcome]:
+async def deal_with_orders(
+    batch: Sequence[Message], transaction: Transaction, *, currency: str = CURRENCY_DEFAULT
+) -> Sequence[Outcome]:
     """Reserve, commit and release for a batch, in arrival order: five statements, however long."""
     store = Store(transaction.connection)
     known = await store.reservations({message.envelope.aggregate_id for message in batch})
@@ -143,7 +156,7 @@ async def deal_with_orders(batch: Sequence[Message], transaction: Transaction) -
     for message in batch:
         if isinstance(message.data, OrderCreated):
             skus |= {item.sku for item in message.data.items or ()}
-    ledger = Ledger(known, await store.shelves(skus) if skus else {})
+    ledger = Ledger(known, await store.shelves(skus) if skus else {}, currency)
     outcomes = [ledger.deal_with(m.envelope.aggregate_id, m.data) for m in batch]
     if ledger.added:
         await store.add(list(ledger.added.values()))

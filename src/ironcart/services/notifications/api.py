@@ -10,14 +10,7 @@ from ironcart.services.notifications.store import Row, Store
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import NAME_PATTERN, Name
 from ironcart.toolkit.http import Endpoint, Fault, Operation, Parameter, Problem, json_response
-from ironcart.toolkit.http.routes import (
-    PAGING,
-    Answer,
-    Call,
-    read_cursor,
-    read_limit,
-    write_cursor,
-)
+from ironcart.toolkit.http.routes import PAGING, Answer, Call, read_cursor, read_limit, write_cursor
 
 # Until the year 2112, which Postgres, Python and JSON all hold exactly.
 INSTANT_US_MAX = 2**52

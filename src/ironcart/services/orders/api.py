@@ -33,6 +33,7 @@ from ironcart.toolkit.http.routes import (
 )
 from ironcart.toolkit.http.routes import Answer as HttpAnswer
 from ironcart.toolkit.loop import Chassis
+from ironcart.toolkit.outcomes import Unavailable
 
 KEY_CHARACTERS_MAX = 255
 WAIT_S_MAX = 30.0
@@ -162,7 +163,8 @@ class Api:
             raise Problem(422, "this Idempotency-Key was used with another body: use a new key")
         body: Any = accepted.body
         if wait_s:
-            body = view(await self._until_terminal(accepted.order_id, wait_s))
+            with suppress(Unavailable):  # The order is accepted, whatever becomes of the waiting.
+                body = view(await self._until_terminal(accepted.order_id, wait_s))
         return json_response(body, 202, {"Location": f"/orders/{accepted.order_id}"})
 
     def _read(self, body: bytes) -> Draft:
@@ -275,7 +277,8 @@ class Api:
 async def _either(changed: asyncio.Event) -> None:
     """Wait for a change, or for the time to look again."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S)
+        async with asyncio.timeout(LOOK_AGAIN_S):
+            await changed.wait()
     changed.clear()
 
 

@@ -14,7 +14,6 @@ from ironcart.toolkit.http import Endpoint, Operation, Parameter, Problem, json_
 from ironcart.toolkit.http.routes import Answer, Call, read_name
 from ironcart.toolkit.loop import Chassis
 
-
 STATES = sorted({state for state, _ in TABLE})
 
 

@@ -1,7 +1,6 @@
 """Payments, put together."""
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -76,17 +75,16 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
     )
 
 
-def _count_processed(processed: Sequence[tuple[str, float, Payment]]) -> None:
-    log = structlog.get_logger()
-    for state, age_s, payment in processed:
-        if state in ENDED:
-            seconds.labels(state).observe(age_s)
-            log.info(
-                "Payment processed",
-                order_id=payment.order_id,
-                trace_id=payment.trace_id,
-                status=state,
-            )
+def _count_processed(payment: Payment, age_s: float) -> None:
+    if payment.state not in ENDED:
+        return
+    seconds.labels(payment.state).observe(age_s)
+    structlog.get_logger().info(
+        "Payment processed",
+        order_id=payment.order_id,
+        trace_id=payment.trace_id,
+        status=payment.state,
+    )
 
 
 SERVICE = Service(NAME, subjects_of(NAME), (ORDERS, INVENTORY), Settings, build)

@@ -17,7 +17,10 @@ from ironcart.toolkit.resilience import Breaker
 
 CALL_TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 128
+KEY_CALLS_MAX = 3
+OF_THE_ORDER = ("payment_method", "amount", "currency")
 REFUNDS_LISTED_MAX = 100
+REFUND_GOING = ("succeeded", "pending")
 DECLINED_WITHOUT_CODE = "declined"
 NEEDS_ACTION = "authentication_required"
 
@@ -82,23 +85,35 @@ class Gateway:
             await self._session.close()
 
     async def create(
-        self, *, order_id: str, amount_minor: int, currency: str, method: str, generation: int
+        self,
+        *,
+        order_id: str,
+        amount_minor: int,
+        currency: str,
+        method: str,
+        generation: int,
+        attempts: int,
     ) -> Reply:
-        """Create the intent of an order; the same generation gives the same intent while keys live.
+        """Create the intent of an order; an early repeat gives the same intent while keys live.
 
-        An intent whose id is lost to us is never confirmed, so it is harmless.
+        A key is left behind after `KEY_CALLS_MAX` calls: the gateway may have stored a failure
+        under it. An intent whose id is lost to us is never confirmed, so it is harmless.
         """
         try:
             intent = await self._post(
                 "/v1/payment_intents",
-                f"create:{order_id}:{generation}",
+                f"create:{order_id}:{generation}:{attempts // KEY_CALLS_MAX}",
                 amount=amount_minor,
                 currency=currency.lower(),
                 payment_method=method,
                 payment_method_types=["card"],
                 metadata={"order_id": order_id},
             )
-        except (stripe.InvalidRequestError, stripe.CardError) as error:
+        except stripe.CardError as error:
+            return Declined(_decline_code(error))
+        except stripe.InvalidRequestError as error:
+            if error.param not in OF_THE_ORDER:
+                raise Unavailable(f"Stripe refuses our request: {error.code}") from error
             # The order's own data is refused: an answer, and nothing is there to be cancelled.
             return Declined(error.code or DECLINED_WITHOUT_CODE)
         return Created(intent["id"])
@@ -135,18 +150,21 @@ class Gateway:
         if attempts and await self._refunded_minor(intent_id) >= amount_minor:
             return Refunded()
         try:
-            await self._post("/v1/refunds", f"refund:{intent_id}:1", payment_intent=intent_id)
+            key = f"refund:{intent_id}:{attempts}"
+            refund = await self._post("/v1/refunds", key, payment_intent=intent_id)
         except stripe.InvalidRequestError as error:
             if await self._refunded_minor(intent_id) < amount_minor:
                 raise Unavailable(f"the refund was refused: {error.code}") from error
+        else:
+            if refund["status"] not in REFUND_GOING:
+                raise Unavailable(f"the refund is {refund['status']}")
         return Refunded()
 
     async def _refunded_minor(self, intent_id: str) -> int:
         listed = await self._call(
             "get", "/v1/refunds", payment_intent=intent_id, limit=REFUNDS_LISTED_MAX
         )
-        going = ("succeeded", "pending", "requires_action")
-        return sum(each["amount"] for each in listed["data"] if each["status"] in going)
+        return sum(each["amount"] for each in listed["data"] if each["status"] in REFUND_GOING)
 
     async def _look_up(self, intent_id: str) -> Mapping[str, Any]:
         return await self._call("get", f"/v1/payment_intents/{intent_id}")
@@ -160,7 +178,7 @@ class Gateway:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     answer: Any = await self._client.raw_request_async(method, path, **params)
-            except (stripe.AuthenticationError, stripe.PermissionError) as error:
+            except stripe.AuthenticationError as error:
                 raise Refused("Stripe refuses IRONCART_STRIPE_API_KEY: set another") from error
             except stripe.RateLimitError as error:
                 raise Unavailable("Stripe asks us to slow down", retry_after_s=1.0) from error

@@ -6,6 +6,7 @@ only definite answers are.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from ironcart.events import (
@@ -213,7 +214,7 @@ class Charging:
     """The work of payments: one call to the gateway for each step of a payment."""
 
     gateway: Gateway
-    processed: Callable[[Sequence[tuple[str, float, Payment]]], None]
+    processed: Callable[[Payment, float], None]
 
     async def load(self, connection: Connection, keys: Sequence[str]) -> Mapping[str, Payment]:
         """Read the payments whose jobs are due."""
@@ -234,6 +235,7 @@ class Charging:
                     currency=payload.currency,
                     method=payload.payment_method,
                     generation=payload.generation,
+                    attempts=attempts,
                 )
             case "charging":
                 assert intent_id is not None
@@ -242,9 +244,11 @@ class Charging:
                 assert intent_id is not None
                 assert payload.amount_minor
                 return await self.gateway.refund(intent_id, payload.amount_minor, attempts)
-            case _ if intent_id is None:
-                return Canceled()  # There is nothing to cancel.
-        return await self.gateway.cancel(intent_id, attempts)
+            case "closing" | "voiding":
+                if intent_id is None:
+                    return Canceled()  # There is nothing to cancel.
+                return await self.gateway.cancel(intent_id, attempts)
+        raise ValueError(f"nothing can be asked for a payment that is {payload.state}")
 
     async def settle(
         self, connection: Connection, results: Sequence[tuple[Payment, Reply]]
@@ -252,20 +256,15 @@ class Charging:
         """Write down what the gateway said; a row that moved on meanwhile decides what it means."""
         store = Store(connection)
         rows = await store.lock({payment.order_id for payment, _ in results})
+        learnt = [learn(rows[payment.order_id], reply) for payment, reply in results]
+        moved = [after for after, _ in learnt if after != rows[after.order_id]]
+        ages_s = dict(await store.move(moved)) if moved else {}
         settled: list[Settled[Payment]] = []
-        moved: list[Payment] = []
-        for payment, reply in results:
-            before = rows[payment.order_id]
-            after, fact = learn(before, reply)
-            if after != before:
-                moved.append(after)
+        for after, fact in learnt:
             facts = () if fact is None else (fact,)
             again = after if after.state in JOBS else None
-            settled.append(Settled(facts, cause_of(after), again))
-        if moved:
-            aged = await store.move(moved)
-            by_age = [(s, age_s, p) for (s, age_s), p in zip(aged, moved, strict=False)]
-            self.processed(by_age)
+            then = partial(self.processed, after, ages_s.get(after.order_id, 0.0))
+            settled.append(Settled(facts, cause_of(after), again, then))
         return settled
 
 

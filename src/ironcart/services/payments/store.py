@@ -82,7 +82,7 @@ class Store:
             raise LostRace("another replica met one of these orders first")
 
     async def move(self, payments: Sequence[Payment]) -> list[tuple[str, float]]:
-        """Move known payments on; returns the state and age in seconds of each."""
+        """Move known payments on; returns the order id and age in seconds of each."""
         rows = await self._connection.fetch(
             "UPDATE payments p SET state = u.state, intent_id = u.intent_id,"
             " generation = u.generation, refunded_minor = u.refunded_minor,"
@@ -92,10 +92,10 @@ class Store:
             " $7::int[], $8::text[], $9::text[]) AS u(order_id, state, intent_id, generation,"
             " refunded_minor, decline_code, version, causation_id, traceparent)"
             " WHERE p.order_id = u.order_id"
-            " RETURNING p.state, extract(epoch FROM now() - p.created_at)::float8 AS age_s",
+            " RETURNING p.order_id, extract(epoch FROM now() - p.created_at)::float8 AS age_s",
             *([getattr(payment, field) for payment in payments] for field in _MOVED),
         )
-        return [(row["state"], row["age_s"]) for row in rows]
+        return [(row["order_id"], row["age_s"]) for row in rows]
 
 
 def _columns(payments: Sequence[Payment]) -> tuple[list[Any], ...]:

@@ -66,6 +66,12 @@ async def compare(broker: Broker, durables: Sequence[Durable]) -> list[str]:
     return found
 
 
+async def consumer_exists(broker: Broker, stream: str, durable: str) -> bool:
+    """Say whether a stream has this consumer; raises `Unavailable` when nobody can tell."""
+    found = await _config(broker, f"CONSUMER.INFO.{stream}.{durable}", CONSUMER_NOT_FOUND)
+    return found is not None
+
+
 Call = tuple[str, dict[str, Any]]
 
 

@@ -16,13 +16,16 @@ import structlog
 from nats.aio.msg import Msg
 
 from ironcart.toolkit.broker.connection import NOT_NOW, Broker
-from ironcart.toolkit.outcomes import Refused
+from ironcart.toolkit.broker.provisioning import consumer_exists
+from ironcart.toolkit.outcomes import Refused, Unavailable
 from ironcart.toolkit.topology import NS_PER_S
 
 PULL_LIFE_S = 2.0
 HEARTBEAT_S = 0.5
 HEARTBEATS_MISSED_MAX = 4
 PAUSE_AFTER_REFUSAL_S = 0.25
+# Nobody answers pulls while a stream has no leader; for longer than this the consumer may be gone.
+UNHEARD_PULLS_MAX = 8
 ACK = b"+ACK"
 
 
@@ -71,6 +74,7 @@ class Puller:
         self._asked = 0  # asked for, neither delivered nor given back
         self._last_sign = 0.0
         self._resume_at = 0.0
+        self._unheard = 0  # pulls in a row that nobody was there to hear
         self._reconnects = -1
         self._paused = False
         self._stopping = False
@@ -86,10 +90,13 @@ class Puller:
         try:
             while not (self._stopping and self._asked == 0):
                 self._forget_lost_pulls()
+                await self._look_for_consumer()
                 await self._pull()
                 self._wake.clear()
+                # Not wait_for: before Python 3.12 it may swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        await self._wake.wait()
                 if self._fatal:
                     raise self._fatal
         finally:
@@ -175,6 +182,19 @@ class Puller:
                 )
             self._asked = 0
 
+    async def _look_for_consumer(self) -> None:
+        if self._unheard < UNHEARD_PULLS_MAX:
+            return
+        self._unheard = 0
+        with contextlib.suppress(Unavailable):
+            if not await consumer_exists(self._broker, self.stream, self.durable):
+                raise self._gone()
+
+    def _gone(self) -> Refused:
+        return Refused(
+            f"consumer {self.durable} of stream {self.stream} is gone: run `ironcart provision`"
+        )
+
     async def _receive(self, message: Msg) -> None:
         self._last_sign = time.monotonic()
         if message.reply.startswith("$JS.ACK."):
@@ -189,14 +209,13 @@ class Puller:
         self._wake.set()
 
     def _note_status(self, status: str, headers: Mapping[str, str]) -> None:
+        self._unheard = self._unheard + 1 if status == "503" else 0
         if status == "100":  # heartbeat
             return
         why = headers.get("Description", "").lower()
         given_back = headers.get("Nats-Pending-Messages")
         if status == "409" and ("consumer deleted" in why or "push based" in why):
-            self._fatal = Refused(
-                f"consumer {self.durable} of stream {self.stream} is gone: run `ironcart provision`"
-            )
+            self._fatal = self._gone()
         elif given_back is not None:
             self._asked = max(0, self._asked - int(given_back))
         else:

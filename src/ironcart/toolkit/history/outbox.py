@@ -7,7 +7,7 @@ has been unpublished for more than `SWEEP_AFTER_S`, and a repeat carries the sam
 import asyncio
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -22,6 +22,9 @@ from ironcart.toolkit.outcomes import Unavailable
 SWEEP_AFTER_S = 2.0
 SWEEP_EVERY_S = 0.5
 SWEEP_BATCHES_MAX = 500
+SWEEP_EVENTS_MAX = 5_000
+# Longer than a round takes, so that two replicas do not publish the same; given back on failure.
+SWEEP_CLAIM_S = 30.0
 FAST_PATH_COMMITS_MAX = 2_000
 CHUNK_BYTES_MAX = 4 * 1024 * 1024
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -99,17 +102,25 @@ class Outbox:
         """Publish one round of what is old; says whether there may be more."""
         if not self._broker.connected:
             return False
-        rows = await self._database.fetch(_CLAIM, SWEEP_AFTER_S, SWEEP_BATCHES_MAX)
-        numbers = sorted({row["batch_no"] for row in rows} - self._in_hand)
-        if not numbers:
-            return False
-        events = await self._database.fetch(_EVENTS, numbers)
-        commits: dict[int, list[Outgoing]] = {number: [] for number in numbers}
-        for row in events:
-            commits[row["batch_no"]].append(_outgoing(row))
-        structlog.get_logger().info("Sweeping", batches=len(numbers), events=len(events))
-        await self._publish_apart([Commit(number, found) for number, found in commits.items()])
-        return len(rows) == SWEEP_BATCHES_MAX
+        rows = await self._database.fetch(
+            _CLAIM, SWEEP_AFTER_S, SWEEP_CLAIM_S, SWEEP_BATCHES_MAX, SWEEP_EVENTS_MAX
+        )
+        left = sorted(row["batch_no"] for row in rows if row["batch_no"] not in self._in_hand)
+        try:
+            for numbers in _rounds(left, {row["batch_no"]: row["n"] for row in rows}):
+                await self._publish_apart(await self._read(numbers))
+                left = left[len(numbers) :]
+        except Unavailable:
+            await self._database.execute(_GIVE_BACK, left)
+            raise
+        return bool(rows)
+
+    async def _read(self, numbers: Sequence[int]) -> list[Commit]:
+        messages: dict[int, list[Outgoing]] = {number: [] for number in numbers}
+        for row in await self._database.fetch(_EVENTS, numbers):
+            messages[row["batch_no"]].append(_outgoing(row))
+        structlog.get_logger().info("Sweeping", batches=len(numbers))
+        return [Commit(number, found) for number, found in messages.items()]
 
     async def _publish_apart(self, commits: Sequence[Commit]) -> None:
         """Publish together, or one by one when the stream refuses: no commit holds up the rest."""
@@ -170,16 +181,20 @@ class Outbox:
         telemetry.outbox_age.set(row["age_s"])
 
 
-# Claiming is a lease of SWEEP_AFTER_S: two replicas do not sweep the same batch at once, and no
-# transaction stays open while the broker is being waited for.
+# Claiming is a lease: two replicas do not sweep the same batch at once, and no transaction stays
+# open while the broker is being waited for.
 _CLAIM = """
-UPDATE batches SET claimed_at = now() WHERE batch_no IN (
-  SELECT batch_no FROM batches
-  WHERE first_seq IS NULL
-    AND coalesce(claimed_at, recorded_at) < now() - make_interval(secs => $1)
-  ORDER BY batch_no LIMIT $2 FOR UPDATE SKIP LOCKED)
-RETURNING batch_no
+WITH old AS (
+  SELECT batch_no, sum(n) OVER (ORDER BY batch_no) AS upto FROM (
+    SELECT batch_no, n FROM batches
+    WHERE first_seq IS NULL AND recorded_at < now() - make_interval(secs => $1)
+      AND (claimed_at IS NULL OR claimed_at < now() - make_interval(secs => $2))
+    ORDER BY batch_no LIMIT $3 FOR UPDATE SKIP LOCKED) AS oldest)
+UPDATE batches b SET claimed_at = now() FROM old
+WHERE b.batch_no = old.batch_no AND (old.upto <= $4 OR old.upto = b.n)
+RETURNING b.batch_no, b.n
 """
+_GIVE_BACK = "UPDATE batches SET claimed_at = NULL WHERE batch_no = ANY($1::bigint[])"
 _EVENTS = """
 SELECT batch_no, id, subject, traceparent, body FROM events
 WHERE batch_no = ANY($1::bigint[]) ORDER BY batch_no, batch_pos
@@ -203,6 +218,19 @@ def _outgoing(row: Any) -> Outgoing:
     traceparent, _, state = str(row["traceparent"]).partition(" ")
     headers = {"traceparent": traceparent} | ({"tracestate": state} if state else {})
     return Outgoing(str(row["id"]), row["subject"], row["body"], headers)
+
+
+def _rounds(numbers: Sequence[int], sizes: Mapping[int, int]) -> list[list[int]]:
+    """Group batches so that each group is one atomic publish, and is marked before the next."""
+    rounds: list[list[int]] = []
+    room = 0
+    for number in numbers:
+        if not rounds or sizes[number] > room:
+            rounds.append([])
+            room = BATCH_MESSAGES_MAX
+        rounds[-1].append(number)
+        room -= sizes[number]
+    return rounds
 
 
 def _chunks(messages: Sequence[Outgoing]) -> list[list[Outgoing]]:

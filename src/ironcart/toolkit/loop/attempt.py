@@ -11,7 +11,7 @@ from ironcart.toolkit.database import Connection, Transaction
 from ironcart.toolkit.history import Cause, Commit
 from ironcart.toolkit.loop.subscriptions import Chassis, Message, Subscription
 from ironcart.toolkit.loop.verdicts import Ack, Term, Verdict, judge
-from ironcart.toolkit.outcomes import Done, Fact, Outcome, Poison, Retry, Unavailable
+from ironcart.toolkit.outcomes import Done, Fact, Outcome, Poison, Refused, Retry, Unavailable
 
 
 class Attempt:
@@ -24,7 +24,7 @@ class Attempt:
         """Run the batch; on what is no outage, run its halves by themselves."""
         try:
             return await self._run(messages)
-        except Unavailable:
+        except (Unavailable, Refused):  # Nothing that a message has done.
             raise
         except Exception as error:  # noqa: BLE001 - a handler's bug must not stop its neighbours
             if len(messages) == 1:

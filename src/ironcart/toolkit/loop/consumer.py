@@ -14,7 +14,7 @@ from ironcart.toolkit.history import Cause, Commit
 from ironcart.toolkit.loop.attempt import Attempt
 from ironcart.toolkit.loop.subscriptions import Chassis, Message, RawSubscription, Subscription
 from ironcart.toolkit.loop.verdicts import Ack, Nak, Term, Verdict
-from ironcart.toolkit.outcomes import LostRace, Poison, Unavailable
+from ironcart.toolkit.outcomes import LostRace, Poison, Refused, Unavailable
 
 BATCH_MESSAGES_MAX = 500
 MESSAGES_IN_HAND_MAX = 2_000
@@ -94,6 +94,13 @@ class Consumer:
                     return None, None
                 log.warning("Waiting for the outage to end", error=str(error), consumer=self.label)
                 await self._wait_out()
+            except Refused:  # Waiting will not mend it: the process ends and says so.
+                raise
+            except Exception as error:
+                log.error("A raw handler failed", exc_info=error, consumer=self.label)
+                if self._stopping.is_set():
+                    return None, None
+                await asyncio.sleep(OUTAGE_CHECK_S)
             else:
                 telemetry.batch_size.labels(self.label).observe(len(batch))
                 telemetry.handling.labels(self.label).observe(time.monotonic() - started)

@@ -30,7 +30,7 @@ from ironcart.toolkit.database import Transaction
 from ironcart.toolkit.envelope import encode_json
 from ironcart.toolkit.history import History, Recorded
 from ironcart.toolkit.loop import Message
-from ironcart.toolkit.outcomes import Done, Fact, Outcome
+from ironcart.toolkit.outcomes import Done, Fact, Outcome, Park
 
 ELSEWHERE = "elsewhere"
 OUT_OF_STOCK, PAYMENT_DECLINED, LATE_CHARGE = "out_of_stock", "payment_declined", "late_charge"
@@ -139,7 +139,10 @@ class _Batch:
         return Done() if fact is None else Done((fact,))
 
     def _adopt(self, early: Order | None, message: Message) -> Outcome:
-        order = begin(early, message.data, message.envelope.trace_id, self.currency)
+        try:
+            order = begin(early, message.data, message.envelope.trace_id, self.currency)
+        except ValueError as error:
+            return Park(str(error))
         self.adopted.append(message)
         if kind := says(UNHEARD_OF, order.state):
             order = replace(order, version=2)

@@ -52,7 +52,7 @@ CREATE TABLE jobs (
     error text,
     created_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX jobs_due ON jobs (due_at);
+CREATE INDEX jobs_due ON jobs (attempts, due_at);
 
 -- migrate:down
 DROP TABLE jobs, failures, inbox, events, batches;

@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar.response import Stream
 from msgspec import Meta, Struct
 
-from ironcart.events import Item, money
+from ironcart.events import CURRENCY_DEFAULT, Item, money
 from ironcart.services.orders.handlers.accept import Accepted, Answer, KeyReused, Request, cancel
-from ironcart.services.orders.handlers.check import CurrencyCode, Draft, PostOrder, check
+from ironcart.services.orders.handlers.check import CurrencyCode, Draft, PostItem, PostOrder, check
 from ironcart.services.orders.handlers.table import STATUSES, TERMINAL, Status
 from ironcart.services.orders.store import Order, Store, Told
 from ironcart.toolkit.collector import Collector
@@ -51,7 +51,6 @@ KEY_PATTERN = (
 _WAIT = re.compile(r'(?i)(?:^|,)\s*wait\s*=\s*("?)([0-9]+)\1\s*(?:$|[,;])')
 # Cursors from nowhere must not reach times that Postgres cannot hold.
 _CURSOR_YEARS = range(1970, 2200)
-_items = msgspec.json.Decoder(tuple[Item, ...])
 
 
 class OrderView(Struct, frozen=True):
@@ -67,6 +66,31 @@ class OrderView(Struct, frozen=True):
     version: Annotated[int, Meta(ge=1)]
     created_at: datetime
     updated_at: datetime
+
+
+_STATUS_AFTER = {
+    "OrderCreated": "pending",
+    "OrderCancellationRequested": "cancelling",
+    "OrderConfirmed": "confirmed",
+    "OrderRejected": "rejected",
+    "OrderCancelled": "cancelled",
+}
+
+
+class OrderEvent(Struct, frozen=True):
+    """One event of a stream (SSE): `data` is the order as it was then."""
+
+    id: Annotated[str, Meta(pattern=r"^[1-9][0-9]*\Z", description="the order's version")]
+    event: Annotated[str, Meta(extra_json_schema={"enum": list(_STATUS_AFTER)})]
+    data: Annotated[
+        str,
+        Meta(
+            extra_json_schema={
+                "contentMediaType": "application/json",
+                "contentSchema": {"$ref": "#/components/schemas/OrderView"},
+            }
+        ),
+    ]
 
 
 class OrderPage(Struct, frozen=True):
@@ -128,7 +152,8 @@ def view(order: Order) -> OrderView:
         order.customer_id,
         money(order.amount_minor, order.currency),
         order.currency,
-        _items.decode(order.items),
+        # Already as it travels: what is kept is handed through, not read and written again.
+        cast("tuple[Item, ...]", msgspec.Raw(order.items)),
         order.reason,
         order.version,
         order.created_at,
@@ -282,15 +307,6 @@ async def _either(changed: asyncio.Event) -> None:
     changed.clear()
 
 
-_STATUS_AFTER = {
-    "OrderCreated": "pending",
-    "OrderCancellationRequested": "cancelling",
-    "OrderConfirmed": "confirmed",
-    "OrderRejected": "rejected",
-    "OrderCancelled": "cancelled",
-}
-
-
 class _Telling(Struct, frozen=True):
     reason: str | None = None
 
@@ -336,6 +352,9 @@ def endpoints(api: Api) -> list[Endpoint]:
     """The routes, with their documentation."""
     text = {"type": "string"}
     order_id = Parameter("order_id", "path", "the order", text | {"pattern": NAME_PATTERN})
+    example = PostOrder(
+        "C-1", [PostItem("SKU-1", 2, Decimal("19.99"))], CURRENCY_DEFAULT, email="a@b.example"
+    )
     key = text | {"pattern": KEY_PATTERN}
     waiting = f"wait=N: wait N seconds, at most {WAIT_S_MAX:g}, for the order to end, and show it"
     posting = Operation(
@@ -347,6 +366,7 @@ def endpoints(api: Api) -> list[Endpoint]:
             Parameter("Prefer", "header", waiting, text),
         ),
         PostOrder,
+        example,
         headers={202: {"Location": "the order"}},
     )
     listing = Operation(
@@ -362,7 +382,7 @@ def endpoints(api: Api) -> list[Endpoint]:
     cancelling = Operation("Cancel an order", {202: OrderView}, (400, 404, 409), (order_id,))
     following = Operation(
         "Follow an order",
-        {200: None},
+        {200: OrderEvent},
         (400, 404),
         (order_id, Parameter("Last-Event-ID", "header", "resume after this version", text)),
         media_type="text/event-stream",

@@ -102,10 +102,12 @@ class Outbox:
         """Publish one round of what is old; says whether there may be more."""
         if not self._broker.connected:
             return False
+        # What the fast path still has in hand is not claimed: it may soon be left to the sweeper.
+        in_hand = list(self._in_hand)
         rows = await self._database.fetch(
-            _CLAIM, SWEEP_AFTER_S, SWEEP_CLAIM_S, SWEEP_BATCHES_MAX, SWEEP_EVENTS_MAX
+            _CLAIM, SWEEP_AFTER_S, SWEEP_CLAIM_S, SWEEP_BATCHES_MAX, SWEEP_EVENTS_MAX, in_hand
         )
-        left = sorted(row["batch_no"] for row in rows if row["batch_no"] not in self._in_hand)
+        left = sorted(row["batch_no"] for row in rows)
         try:
             for numbers in _rounds(left, {row["batch_no"]: row["n"] for row in rows}):
                 await self._publish_apart(await self._read(numbers))
@@ -189,6 +191,7 @@ WITH old AS (
     SELECT batch_no, n FROM batches
     WHERE first_seq IS NULL AND recorded_at < now() - make_interval(secs => $1)
       AND (claimed_at IS NULL OR claimed_at < now() - make_interval(secs => $2))
+      AND batch_no <> ALL($5::bigint[])
     ORDER BY batch_no LIMIT $3 FOR UPDATE SKIP LOCKED) AS oldest)
 UPDATE batches b SET claimed_at = now() FROM old
 WHERE b.batch_no = old.batch_no AND (old.upto <= $4 OR old.upto = b.n)

@@ -29,8 +29,9 @@ class Parameter:
 class Operation:
     """What a stranger needs to know about one route.
 
-    `answers` maps a status to the struct of its body (None: no body); a status of 400 or more is
-    always a problem and needs only its number in `problems`. 503 goes without saying.
+    `answers` maps a status to the struct of its body (None: no body; of a stream: one event); a
+    status of 400 or more is always a problem and needs only its number in `problems`. 503 goes
+    without saying. `example` is a body that works as it stands.
     """
 
     summary: str
@@ -38,6 +39,7 @@ class Operation:
     problems: Sequence[int] = ()
     parameters: Sequence[Parameter] = ()
     body: Any = None
+    example: Any = None
     media_type: str = "application/json"
     headers: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
@@ -106,11 +108,10 @@ def _operation(operation: Operation, by_kind: Mapping[int, Any]) -> dict[str, An
             for parameter in operation.parameters
         ]
     if operation.body is not None:
-        schema = by_kind[id(operation.body)]
-        found["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
+        content = {"schema": by_kind[id(operation.body)]}
+        if operation.example is not None:
+            content["example"] = operation.example
+        found["requestBody"] = {"required": True, "content": {"application/json": content}}
     return found
 
 
@@ -120,8 +121,6 @@ def _answer(
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if kind is not None:
         answer["content"] = {operation.media_type: {"schema": by_kind[id(kind)]}}
-    elif operation.media_type != "application/json":
-        answer["content"] = {operation.media_type: {"schema": {"type": "string"}}}
     if headers := operation.headers.get(status):
         answer["headers"] = {
             name: {"description": text, "schema": {"type": "string"}}

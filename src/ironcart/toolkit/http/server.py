@@ -14,6 +14,7 @@ from ironcart.toolkit.outcomes import Refused
 
 CONNECTIONS_WAITING_MAX = 2_048
 KEEP_ALIVE_S = 75
+REQUESTS_SHARE_OF_DRAIN = 1 / 3
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -59,7 +60,8 @@ class Server(uvicorn.Server):
                 server_header=False,
                 backlog=CONNECTIONS_WAITING_MAX,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, int(drain_s)),
+                # A caller that never finishes its request must not use up the whole drain.
+                timeout_graceful_shutdown=max(1, int(drain_s * REQUESTS_SHARE_OF_DRAIN)),
             )
         )
         self._taken = taken

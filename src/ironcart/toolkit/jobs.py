@@ -35,6 +35,7 @@ SETTLE_BATCH_MAX = 200
 POLL_S = 0.5
 ERROR_CHARACTERS_MAX = 500
 RACES_MAX = 5
+LINGER_S_MAX = 0.05
 RETRY = Backoff(attempts_max=2**31, first_s=0.5, max_s=60.0)
 
 P = TypeVar("P")
@@ -102,7 +103,7 @@ class Jobs(Generic[P, R]):
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._settling: Collector[tuple[_Job[P], R], None] = Collector(
-            self._settle, batch_max=SETTLE_BATCH_MAX, lanes=2
+            self._settle, batch_max=SETTLE_BATCH_MAX, linger_s_max=LINGER_S_MAX
         )
         self._postponing: Collector[tuple[_Job[P], str, float, int], None] = Collector(
             self._postpone, batch_max=LEASE_BATCH_MAX

@@ -6,6 +6,7 @@ has been unpublished for more than `SWEEP_AFTER_S`, and a repeat carries the sam
 
 import asyncio
 import re
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import structlog
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.broker import Broker, BrokerError, Outgoing, publish
 from ironcart.toolkit.broker.publisher import BATCH_MESSAGES_MAX
+from ironcart.toolkit.collector import Pace
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.history.events import Commit
 from ironcart.toolkit.outcomes import Unavailable
@@ -26,6 +28,7 @@ SWEEP_EVENTS_MAX = 5_000
 # Longer than a round takes, so that two replicas do not publish the same; given back on failure.
 SWEEP_CLAIM_S = 30.0
 FAST_PATH_COMMITS_MAX = 2_000
+LINGER_S_MAX = 0.02
 CHUNK_BYTES_MAX = 4 * 1024 * 1024
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -64,10 +67,14 @@ class Outbox:
 
     async def run_fast_path(self) -> None:
         """Publish what is handed over, merging commits, until cancelled."""
+        pace = Pace(LINGER_S_MAX)
         while True:
             while not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
+            if pace.wait_s and len(self._waiting) < FAST_PATH_COMMITS_MAX:
+                await asyncio.sleep(pace.wait_s)
+            started = time.monotonic()
             group, count = [], 0
             while self._waiting and count < BATCH_MESSAGES_MAX:
                 group.append(self._waiting.popleft())
@@ -85,6 +92,7 @@ class Outbox:
                         future.set_result(None)
                 if not self._in_hand:
                     self._idle.set()
+            pace.note(count, time.monotonic() - started)
 
     async def run_sweeper(self) -> None:
         """Publish what was left behind, by this process or another, until cancelled."""

@@ -8,6 +8,7 @@ import structlog
 
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.broker import BrokerError, Delivery, Puller
+from ironcart.toolkit.collector import Pace
 from ironcart.toolkit.deadletters import UNKNOWN_TYPE, dead_letter, park
 from ironcart.toolkit.envelope import decode, decode_data
 from ironcart.toolkit.history import Cause, Commit
@@ -19,9 +20,7 @@ from ironcart.toolkit.outcomes import LostRace, Poison, Refused, Unavailable
 BATCH_MESSAGES_MAX = 500
 MESSAGES_IN_HAND_MAX = 2_000
 SETTLING_BATCHES_MAX = 2
-LINGER_S = 0.004
-# A batch that is already this large waits for nobody.
-LINGER_BELOW_MESSAGES = 50
+LINGER_S_MAX = 0.1
 OUTAGE_CHECK_S = 0.5
 RACES_MAX = 10
 
@@ -37,6 +36,7 @@ class Consumer:
         )
         self.label = f"{durable.name}/{durable.stream}"
         self._stopping = asyncio.Event()
+        self._pace = Pace(LINGER_S_MAX)
         self._oldest_stored_at: float | None = None
 
     def stop(self) -> None:
@@ -68,8 +68,9 @@ class Consumer:
     async def _take(self) -> list[Delivery]:
         self._oldest_stored_at = None
         batch = await self.puller.take(BATCH_MESSAGES_MAX)
-        if batch and len(batch) < LINGER_BELOW_MESSAGES and not self._stopping.is_set():
-            await asyncio.sleep(LINGER_S)  # A small batch costs nearly what a larger one does.
+        wait_s = self._pace.wait_s
+        if wait_s and batch and len(batch) < BATCH_MESSAGES_MAX and not self._stopping.is_set():
+            await asyncio.sleep(wait_s)
             if self.puller.waiting:
                 batch += await self.puller.take(BATCH_MESSAGES_MAX - len(batch))
         self._oldest_stored_at = batch[0].stored_at if batch else None
@@ -102,8 +103,10 @@ class Consumer:
                     return None, None
                 await asyncio.sleep(OUTAGE_CHECK_S)
             else:
+                took_s = time.monotonic() - started
+                self._pace.note(len(batch), took_s)
                 telemetry.batch_size.labels(self.label).observe(len(batch))
-                telemetry.handling.labels(self.label).observe(time.monotonic() - started)
+                telemetry.handling.labels(self.label).observe(took_s)
                 return dealt
 
     async def _wait_out(self) -> None:

@@ -139,8 +139,10 @@ class Database:
                     server_settings=self._session,
                     reset=_leave_as_it_is,
                 )
-        except ValueError as error:
-            raise Refused(f"the database's address is wrong: {error}") from error
+        except ValueError as error:  # What it says may quote the password.
+            raise Refused(
+                "IRONCART_DATABASE_URL is wrong: use postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+            ) from error
 
     async def close(self) -> None:
         """Close every connection; at most a few seconds."""

@@ -250,10 +250,16 @@ class Jobs(Generic[P, R]):
             await self._settling.submit((job, result))
         except Unavailable:
             return  # The lease runs out.
+        except Refused:
+            raise
         except Exception as error:  # noqa: BLE001 - a bug with one must not hold up its neighbours
             structlog.get_logger().error("Settling failed", exc_info=error, job=job.key)
             try:
                 await self._settle([(job, result)])
+            except Unavailable:
+                return
+            except Refused:
+                raise
             except Exception as alone:  # noqa: BLE001 - the same, now it is known whose bug it is
                 text = f"{type(alone).__name__}: {alone}"
                 await self._later(job, text, RETRY.delay_s(job.attempts + 1), counts=True)

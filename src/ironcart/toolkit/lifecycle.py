@@ -294,9 +294,10 @@ class _Life:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 for loop in (*self._consumers, *self._wiring.loops):
                     loop.stop()
-                await server.finish()
+                # The door closes last: until then whoever asks hears that this one is draining.
                 if self._running:
                     await asyncio.wait(self._running)
+                await server.finish()
                 await self._outbox.flushed()
                 await self._close(work)
         except TimeoutError:

@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from nats.errors import (
     ConnectionClosedError,
     ConnectionReconnectingError,
+    Error,
     NoRespondersError,
     OutboundBufferLimitError,
 )
@@ -98,8 +99,10 @@ class Broker:
                 raise self._lost.result()
             connecting.result()
             telemetry.broker_connected.set(1)
-        except ValueError as error:
-            raise Refused(f"IRONCART_NATS_URL is wrong: {error}") from error
+        except (ValueError, Error) as error:  # What they say may quote the password.
+            raise Refused(
+                "IRONCART_NATS_URL is wrong: use nats://HOST:PORT, several separated by commas"
+            ) from error
         finally:
             connecting.cancel()
 

@@ -8,13 +8,14 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from msgspec import Struct
+from structlog.testing import capture_logs
 
 from ironcart.toolkit.broker import Broker, BrokerError, Delivery, Outgoing, ensure, publish
 from ironcart.toolkit.database import Database, Transaction
@@ -25,7 +26,7 @@ from ironcart.toolkit.loop.subscriptions import Handler
 from ironcart.toolkit.outcomes import Done, Fact, Outcome
 from ironcart.toolkit.resilience import Backoff
 from ironcart.toolkit.telemetry import TraceContext, Tracing
-from ironcart.toolkit.topology import DEAD_LETTER_STREAM, DEAD_LETTERS, Durable, Stream
+from ironcart.toolkit.topology import DEAD_LETTER_STREAM, DEAD_LETTERS, NS_PER_S, Durable, Stream
 
 PATIENCE_S = 20.0
 STREAM_BYTES_MAX = 64 * 1024**2
@@ -145,11 +146,15 @@ async def until(condition: Callable[[], Awaitable[Any]], patience_s: float = PAT
 
 
 async def make_schema(url: str, schema: str) -> None:
-    """Make one schema with the toolkit's own tables."""
-    text = (files("ironcart.toolkit") / "migrations/history/20261121000100_history.sql").read_text()
+    """Make one schema with the toolkit's own tables, as dbmate would."""
     database = Database(url, schema, "test")
     await database.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    await database.execute(text.partition("-- migrate:down")[0])
+    await database.execute("CREATE TABLE schema_migrations (version text PRIMARY KEY)")
+    folder = files("ironcart.toolkit") / "migrations" / "history"
+    for file in sorted(folder.iterdir(), key=lambda each: each.name):
+        await database.execute(file.read_text().partition("-- migrate:down")[0])
+        version = file.name.partition("_")[0]
+        await database.execute("INSERT INTO schema_migrations VALUES ($1)", version)
     await database.close()
 
 
@@ -174,6 +179,7 @@ class Bench:
     chassis: Chassis
     broker_url: str
     database_url: str
+    logs: Sequence[MutableMapping[str, Any]] = ()
 
     @property
     def outbox(self) -> Outbox:
@@ -210,6 +216,13 @@ class Bench:
         """Where beta's consumer stands."""
         durable = self.topology.beta
         return await self.broker.api(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
+
+    async def deliver_again_after(self, seconds: int) -> None:
+        """Have unacknowledged messages delivered again sooner than in half a minute."""
+        name = self.topology.pings.name
+        config = (await self.consumer_info())["config"] | {"ack_wait": seconds * NS_PER_S}
+        request = {"stream_name": name, "config": config, "action": "update"}
+        await self.broker.api(f"CONSUMER.CREATE.{name}.beta", request)
 
     async def settled(self) -> dict[str, Any]:
         """Wait until every Ping has been acknowledged or terminated."""
@@ -262,19 +275,20 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    broker_url: str, database_url: str, topology: Topology | None = None, *, provision: bool = True
+    broker_url: str, database_url: str, topology: Topology | None = None
 ) -> AsyncIterator[Bench]:
     """Beta's parts on a real broker and a real database; with a topology, of another replica."""
     found = topology or Topology()
     broker, database = Broker(broker_url, "beta"), Database(database_url, "beta", "test")
     await broker.connect()
     try:
-        if provision and topology is None:
+        if topology is None:
             await found.provision(broker)
             await make_schema(database_url, "beta")
         history, outbox = History("beta", found.subjects), Outbox(broker, database)
         chassis = Chassis("beta", broker, database, history, outbox, Tracing("beta", {}), QUICK)
-        yield Bench(found, broker, database, chassis, broker_url, database_url)
+        with capture_logs() as logs:
+            yield Bench(found, broker, database, chassis, broker_url, database_url, logs)
     finally:
         await broker.close()
         await database.close()

@@ -25,6 +25,7 @@ class System:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.parked = 0  # dead letters that tests made on purpose
 
     @property
     def run(self) -> dict[str, Any]:
@@ -52,7 +53,8 @@ class System:
 
     def verify(self, *options: str) -> str:
         """Every invariant, from the outside; the report, once all of them hold."""
-        done = self.cli("verify", "--settle", "60", *options)
+        expected = ("--expect-dead-letters", str(self.parked))
+        done = self.cli("verify", "--settle", "60", *expected, *options)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

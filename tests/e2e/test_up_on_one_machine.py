@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -100,7 +101,7 @@ def place_order(run: dict[str, Any]) -> str:
         headers={"Content-Type": "application/json"},
         method="PUT",
     )
-    urlopen(stock, timeout=10).close()
+    patiently(stock)
     body = {
         "customer_id": "C-1",
         "currency": "EUR",
@@ -109,11 +110,23 @@ def place_order(run: dict[str, Any]) -> str:
     request = Request(
         f"{orders}/orders",
         data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", "Idempotency-Key": secrets.token_hex(8)},
     )
-    with urlopen(request, timeout=10) as answer:
-        assert answer.status == 202
-        return f"{orders}/orders/{json.load(answer)['order_id']}"
+    return f"{orders}/orders/{json.loads(patiently(request))['order_id']}"
+
+
+def patiently(request: Request) -> bytes:
+    """Send a request, again while the answer is "not now", as a client of ours is told to."""
+    deadline = time.monotonic() + BACK_WITHIN_S
+    while True:
+        try:
+            with urlopen(request, timeout=10) as answer:
+                body: bytes = answer.read()
+                return body
+        except HTTPError as error:
+            assert error.code == 503, error.read()
+            assert time.monotonic() < deadline, "not in time"
+            time.sleep(float(error.headers["Retry-After"]) / 10)
 
 
 def order_status(url: str) -> str:

@@ -6,6 +6,7 @@ import re
 import secrets
 
 import aiohttp
+
 from shopping import Shop, order, until
 
 CONFIRMED_TRAIL = {

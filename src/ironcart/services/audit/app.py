@@ -44,7 +44,8 @@ class Watch:
             except Unavailable as error:
                 structlog.get_logger().warning("Cannot watch the chains", error=str(error))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), WATCH_EVERY_S)
+                async with asyncio.timeout(WATCH_EVERY_S):
+                    await self._stopping.wait()
 
 
 def build(chassis: Chassis, _settings: Settings, _draining: asyncio.Event) -> Wiring:

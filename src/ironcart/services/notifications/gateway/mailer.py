@@ -104,7 +104,8 @@ class Mailer:
         it has it, and `Refused` when it does not accept our credentials.
         """
         try:
-            await asyncio.wait_for(self._slots.acquire(), SLOT_TIMEOUT_S)
+            async with asyncio.timeout(SLOT_TIMEOUT_S):
+                await self._slots.acquire()
         except TimeoutError as error:
             raise Unavailable("every connection to the mail server is busy") from error
         try:

@@ -1,4 +1,4 @@
-"""Reserve, commit and release stock. Above `reserve_stock` everything is pure."""
+"""Reserve, commit and release stock. Above `deal_with_orders` everything is pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -65,8 +65,6 @@ JOBS: Final = frozenset(
     {"charging", "closing", "voiding", "refunding", "op_refunding", "op_then_refund"}
 )
 
-PROCESSED: Final = {"succeeded": "succeeded", "failed": "failed", "voided": "voided"}
-
 
 def step(payment: Payment, event: Any) -> tuple[Payment, Fact | None]:
     """Move one payment on by one event; the fact is what that has to be told as, if anything."""

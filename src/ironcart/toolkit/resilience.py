@@ -11,6 +11,7 @@ from ironcart.toolkit.outcomes import Unavailable
 
 FAILURES_BEFORE_OPEN_MAX = 5
 OPEN_S = 30.0
+PERMIT_WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Breaker:
 
     Only `Unavailable` counts as a failure: an answer is an answer, and cancellation is neutral.
     Outcomes of calls that began before the last change of state are dropped. Not thread-safe; all
-    changes happen between awaits of one event loop.
+    changes happen between awaits of one event loop. Once `shared`, a probe needs a `permit`, since
+    one replica probes for all (`toolkit.breakers`).
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Breaker:
         self.name = name
         self.state = BreakerState.CLOSED
         self._failures_max, self._open_s = failures_max, open_s
-        self._on_change, self._clock = on_change, clock
+        self.on_change, self._clock = on_change, clock
+        self.shared = False
+        self._permitted = False
         self._failures = 0
         self._opened_at = 0.0
         self._generation = 0
@@ -72,10 +76,27 @@ class Breaker:
     def wait_s(self) -> float:
         """Seconds until a call may be made; 0.0 when one may be made now."""
         if self.state is BreakerState.OPEN:
-            return max(0.0, self._opened_at + self._open_s - self._clock())
+            wait_s = max(0.0, self._opened_at + self._open_s - self._clock())
+            return wait_s or (PERMIT_WAIT_S if self.shared and not self._permitted else 0.0)
         if self.state is BreakerState.HALF_OPEN and self._probing:
             return self._open_s / 30
         return 0.0
+
+    def permit(self) -> None:
+        """Let this replica make the next probe."""
+        self._permitted = True
+
+    def opened_elsewhere(self, wait_s: float) -> None:
+        """Take over that a replica found the other side dead: no call for `wait_s` seconds."""
+        if self.state is BreakerState.CLOSED:
+            self._move(BreakerState.OPEN)
+        if self.state is BreakerState.OPEN:
+            self._opened_at = self._clock() - self._open_s + wait_s
+
+    def closed_elsewhere(self) -> None:
+        """Take over that a replica's probe was answered."""
+        if self.state is not BreakerState.CLOSED:
+            self._move(BreakerState.CLOSED)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -118,8 +139,8 @@ class Breaker:
         previous, self.state = self.state, to
         self._generation += 1
         self._failures = 0
-        self._probing = False
+        self._probing = self._permitted = False
         if to is BreakerState.OPEN:
             self._opened_at = self._clock()
-        if self._on_change is not None:
-            self._on_change(self.name, previous, to)
+        if self.on_change is not None:
+            self.on_change(self.name, previous, to)

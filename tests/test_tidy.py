@@ -336,7 +336,7 @@ def test_what_is_excused_still_exists() -> None:
 
 def settings_in_code() -> set[str]:
     """The environment variables that services and `provision` are told by."""
-    homes = ("toolkit/lifecycle.py", "cli/provision.py")
+    homes = ("toolkit/lifecycle/service.py", "cli/provision.py")
     return {
         f"IRONCART_{field.target.id.upper()}"
         for path, tree in trees().items()

@@ -15,7 +15,7 @@ CATCHES_EVERYTHING: Mapping[str, str] = {
     "embedded/folder.py:claim": "gives the lock back, and raises again",
 }
 STARTS_TASKS: Mapping[str, str] = {
-    "toolkit/lifecycle.py": "the root of every task group",
+    "toolkit/lifecycle/life.py": "the root of every task group",
     "toolkit/broker/connection.py": "the client's connect outlives a refusal that comes first",
     "embedded/sandbox/webhooks.py": "a delivery outlives the request that caused it, as at Stripe",
 }

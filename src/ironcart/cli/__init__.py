@@ -19,6 +19,8 @@ COMMANDS: Final = {
     "order": ("ironcart.cli.order", "order"),
     "verify": ("ironcart.cli.verify", "verify"),
     "deadletters": ("ironcart.cli.deadletters", "app"),
+    "rebuild": ("ironcart.cli.rebuild", "rebuild"),
+    "republish": ("ironcart.cli.republish", "republish"),
     "doctor": ("ironcart.cli.doctor", "doctor"),
 }
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import shutil
 import sys
+import time
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.resources import as_file, files
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from ironcart.cli import services
+from ironcart.cli.floors import beginnings
 from ironcart.events import STREAMS
 from ironcart.toolkit import settings
 from ironcart.toolkit.broker import Broker, ensure
@@ -25,6 +27,7 @@ from ironcart.toolkit.outcomes import InvalidSettings, Refused, Unavailable
 
 VAULT = "vault"
 BROKER_TIMEOUT_S = 30.0
+BROKER_RETRY_S = 0.5
 MIGRATION_TIMEOUT_S = 120.0
 LOCK_POLL_S = 0.5
 LOCK_TIMEOUT_S = 120.0
@@ -68,7 +71,15 @@ async def provision(environ: Mapping[str, str]) -> list[str]:
         done: list[str] = []
         for schema, url in urls.items():
             done += await _migrate(schema, url)
-        return done + await _provision_broker(told)
+        return done + await _provision_broker(told, urls)
+
+
+async def streams(environ: Mapping[str, str]) -> list[str]:
+    """Bring the broker alone to what is declared; returns what was done, a line each."""
+    told = settings.load(Settings, environ)
+    urls = {name: _url_of(name, environ) for name in services.NAMES}
+    async with _alone(urls["orders"]):
+        return await _provision_broker(told, urls)
 
 
 def _url_of(service: str, environ: Mapping[str, str]) -> str:
@@ -154,21 +165,34 @@ def _for_dbmate(url: str, schema: str) -> str:
     return parts._replace(scheme="postgres", query=urllib.parse.urlencode(query)).geturl()
 
 
-async def _provision_broker(told: Settings) -> list[str]:
+async def _provision_broker(told: Settings, urls: Mapping[str, str]) -> list[str]:
     broker = Broker(told.nats_url, "provision")
     try:
         async with asyncio.timeout(BROKER_TIMEOUT_S):
             await broker.connect()
     except TimeoutError as error:
         raise Unavailable("the broker does not answer at IRONCART_NATS_URL") from error
-    durables = [durable for each in services.every().values() for durable in each.durables]
     try:
-        return await ensure(
-            broker,
-            STREAMS,
-            durables,
-            replicas=told.stream_replicas,
-            bytes_max=told.stream_bytes_max,
-        )
+        return await _ensured(broker, told, urls)
     finally:
         await broker.close()
+
+
+async def _ensured(broker: Broker, told: Settings, urls: Mapping[str, str]) -> list[str]:
+    """Make what is declared, waiting for a cluster that is still electing its leaders."""
+    durables = [durable for each in services.every().values() for durable in each.durables]
+    deadline = time.monotonic() + BROKER_TIMEOUT_S
+    while True:
+        try:
+            return await ensure(
+                broker,
+                STREAMS,
+                durables,
+                replicas=told.stream_replicas,
+                bytes_max=told.stream_bytes_max,
+                first_seqs=await beginnings(broker, urls),
+            )
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(BROKER_RETRY_S)

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
@@ -110,7 +111,9 @@ class Database:
         *,
         connections_max: int = POOL_CONNECTIONS_MAX,
         session: Mapping[str, str] | None = None,
+        guarded: bool = False,
     ) -> None:
+        """A `guarded` one lends nothing once the server has started anew, until `trust`."""
         self._url, self._connections_max = url, connections_max
         self._session = {
             **_SESSION,
@@ -120,6 +123,9 @@ class Database:
         }
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
+        self._guarded = guarded
+        self._started_at: datetime | None = None
+        self._trusted: datetime | None = None
 
     async def connect(self) -> None:
         """Open the pool; raises `Unavailable` to be tried again, or `Refused` for good."""
@@ -138,11 +144,26 @@ class Database:
                     command_timeout=COMMAND_TIMEOUT_S,
                     server_settings=self._session,
                     reset=_leave_as_it_is,
+                    init=self._note_start if self._guarded else None,
                 )
         except ValueError as error:  # What it says may quote the password.
             raise Refused(
                 "IRONCART_DATABASE_URL is wrong: use postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
             ) from error
+
+    async def _note_start(self, connection: Any) -> None:
+        self._started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
+        if self._trusted is None:
+            self._trusted = self._started_at
+
+    @property
+    def restarted(self) -> bool:
+        """Whether this may be an older database than before: restored, or a copy that took over."""
+        return self._started_at != self._trusted
+
+    def trust(self) -> None:
+        """Go on with the database as it is now."""
+        self._trusted = self._started_at
 
     async def close(self) -> None:
         """Close every connection; at most a few seconds."""
@@ -160,6 +181,8 @@ class Database:
         assert self._pool is not None
         with translated():
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                if self.restarted:
+                    raise Unavailable("database: started anew, not yet compared with the stream")
                 yield connection
 
     @asynccontextmanager

@@ -56,6 +56,11 @@ jobs_oldest = Gauge("ironcart_jobs_oldest_seconds", "age of the oldest open job"
 http_seconds = Histogram(
     "ironcart_http_request_seconds", "HTTP requests", ["method", "route", "status"], buckets=_FAST_S
 )
+recovering = Gauge("ironcart_recovering", "1 while a restored database catches up")
+http_connections = Gauge("ironcart_http_connections", "connections of callers")
+http_refused = Counter(
+    "ironcart_http_refused_total", "requests refused before an application saw them", ["status"]
+)
 broker_connected = Gauge("ironcart_broker_connected", "1 while JetStream is connected")
 stream_fill = Gauge("ironcart_stream_fill_ratio", "bytes kept over max_bytes", ["stream"])
 consumer_pending = Gauge(

@@ -71,6 +71,8 @@ class Durable:
             "max_ack_pending": ACK_PENDING_MAX,
             "max_waiting": PULLS_WAITING_MAX,
             "replay_policy": "instant",
+            # As many copies as its stream has.
+            "num_replicas": 0,
             "filter_subjects": sorted(self.subjects),
         }
 

@@ -1,6 +1,7 @@
 """Audit, put together."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
@@ -9,15 +10,17 @@ from msgspec import Struct
 from ironcart.events import STREAMS, durable
 from ironcart.services.audit.api import endpoints
 from ironcart.services.audit.handlers import record, watch_chains
-from ironcart.toolkit.database import Database
+from ironcart.toolkit.database import Connection, Database
 from ironcart.toolkit.lifecycle import Service, Wiring
 from ironcart.toolkit.loop import Chassis, RawSubscription
 from ironcart.toolkit.outcomes import Unavailable
+from ironcart.toolkit.recovery import Memory, OwnFact
 
 NAME = "audit"
 STREAM_NAMES = tuple(stream.name for stream in STREAMS)
 DURABLES = tuple(durable(NAME, name) for name in STREAM_NAMES)
 WATCH_EVERY_S = 2.0
+SEEN = "SELECT 1 FROM entries WHERE stream = $2 AND stream_seq = $3 AND $1::uuid IS NOT NULL"
 
 
 class Settings(Struct, frozen=True):
@@ -57,4 +60,10 @@ def build(chassis: Chassis, _settings: Settings, _draining: asyncio.Event) -> Wi
     )
 
 
-SERVICE = Service(NAME, {}, DURABLES, Settings, build)
+async def _fold(_facts: Sequence[OwnFact], _connection: Connection) -> None:
+    """Audit says nothing of its own."""
+
+
+# What it was given is what it keeps.
+MEMORY = Memory("", {}, _fold, seen=SEEN)
+SERVICE = Service(NAME, {}, DURABLES, Settings, build, MEMORY)

@@ -142,6 +142,17 @@ async def lengthen(store: Store, stream: str, known: Mapping[int, Sealed]) -> No
         await store.insert_links(stream, [at for at, _ in links], [hash_ for _, hash_ in links])
 
 
+async def lose(connection: Connection, stream: str, before_seq: int) -> int:
+    """Say of every sequence before `before_seq` that never came that it never will.
+
+    The place is taken by an entry of type `lost`, so that the chain goes on and shows it. Returns
+    how many there were.
+    """
+    store = Store(connection)
+    await store.lock_chain(stream)
+    return await store.insert_lost(stream, before_seq)
+
+
 async def watch_chains(database: Database, streams: Sequence[str], warned: set[str]) -> None:
     """Show how far each chain is behind, and warn once of each gap that lasts; `warned` is kept
     by the caller from one round to the next."""

@@ -108,6 +108,11 @@ class Store:
         )
         return {row["stream_seq"] for row in rows}
 
+    async def insert_lost(self, stream: str, before_seq: int) -> int:
+        """Fill every place before a sequence that has no entry; returns how many there were."""
+        rows = await self._connection.fetch(_INSERT_LOST, stream, before_seq)
+        return len(rows)
+
     async def sealed(self, stream: str, seqs: Sequence[int]) -> list[Sealed]:
         """Read what is stored at these sequences."""
         rows = await self._connection.fetch(
@@ -214,6 +219,16 @@ SELECT $1, u.seq, u.subject, u.event_id, u.type, u.aggregate_id, u.headers, u.bo
 FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[],
             $9::float8[]) AS u(seq, subject, event_id, type, aggregate_id, headers, body, stored_at)
 ORDER BY u.seq
+ON CONFLICT DO NOTHING RETURNING stream_seq
+"""
+_INSERT_LOST = """
+INSERT INTO entries (stream, stream_seq, subject, event_id, type, aggregate_id, headers, body,
+                     stored_at)
+SELECT $1, seq, '', '', 'lost', '', '{}', '', now()
+FROM (SELECT stream_seq, lag(stream_seq, 1, 0) OVER (ORDER BY stream_seq) AS before FROM (
+        SELECT stream_seq FROM entries WHERE stream = $1 AND stream_seq < $2
+        UNION ALL SELECT $2) AS kept) AS places,
+     generate_series(before + 1, stream_seq - 1) AS seq
 ON CONFLICT DO NOTHING RETURNING stream_seq
 """
 _HEAD = """

@@ -19,6 +19,7 @@ from ironcart.events import (
     subjects_of,
 )
 from ironcart.services.inventory.api import endpoints
+from ironcart.services.inventory.fold import MEMORY
 from ironcart.services.inventory.handlers import deal_with_orders
 from ironcart.toolkit.lifecycle import Service, Wiring
 from ironcart.toolkit.loop import Chassis, Subscription
@@ -42,4 +43,4 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
     )
 
 
-SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build)
+SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build, MEMORY)

@@ -1,6 +1,6 @@
 """Make streams and durable consumers as declared, and compare what is there with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ironcart.toolkit.broker.connection import Broker, BrokerError
@@ -18,10 +18,12 @@ async def ensure(
     *,
     replicas: int,
     bytes_max: int,
+    first_seqs: Mapping[str, int] | None = None,
 ) -> list[str]:
     """Create or change what is not as declared; returns what was done, a phrase each.
 
-    Safe to repeat. Raises `Refused` when JetStream will not change something, saying what.
+    `first_seqs` says where a stream begins that has to be made again. Safe to repeat. Raises
+    `Refused` when JetStream will not change something, saying what.
     """
     done: list[str] = []
     for stream in streams:
@@ -32,7 +34,10 @@ async def ensure(
             f"stream {stream.name}",
             wanted,
             there,
-            create=(f"STREAM.CREATE.{stream.name}", wanted),
+            create=(
+                f"STREAM.CREATE.{stream.name}",
+                wanted | {"first_seq": (first_seqs or {}).get(stream.name, 0)},
+            ),
             update=(f"STREAM.UPDATE.{stream.name}", (there or {}) | wanted),
         )
     for durable in durables:
@@ -64,6 +69,11 @@ async def compare(broker: Broker, durables: Sequence[Durable]) -> list[str]:
         else:
             found += [f"{where}: {phrase}" for phrase in difference(durable.config(), there)]
     return found
+
+
+async def stream_exists(broker: Broker, stream: str) -> bool:
+    """Say whether there is this stream; raises `Unavailable` when nobody can tell."""
+    return await _config(broker, f"STREAM.INFO.{stream}", STREAM_NOT_FOUND) is not None
 
 
 async def consumer_exists(broker: Broker, stream: str, durable: str) -> bool:

@@ -17,6 +17,11 @@ BATCH_MESSAGES_MAX = 1_000
 BATCH_MESSAGES_MIN = 5
 SINGLES_IN_FLIGHT_MAX = 64
 DUPLICATE_IN_BATCH = 10201
+# A batch that a leader had begun to take is gone with it; nothing of it was stored.
+BATCH_INCOMPLETE = 10176
+# The same id is on its way through the cluster: whether it arrives is not known yet.
+ID_IN_FLIGHT = 10158
+UNSETTLED = (BATCH_INCOMPLETE, ID_IN_FLIGHT)
 
 
 async def publish(broker: Broker, messages: Sequence[Outgoing]) -> list[int]:
@@ -25,13 +30,18 @@ async def publish(broker: Broker, messages: Sequence[Outgoing]) -> list[int]:
     Raises `Unavailable` when the outcome of any is unknown, `BrokerError` when the stream says no.
     """
     assert len(messages) <= BATCH_MESSAGES_MAX
-    if len(messages) >= BATCH_MESSAGES_MIN:
-        try:
-            return await _publish_atomically(broker, messages)
-        except BrokerError as error:
-            if error.err_code != DUPLICATE_IN_BATCH:
-                raise
-    return await _publish_singly(broker, messages)
+    try:
+        if len(messages) >= BATCH_MESSAGES_MIN:
+            try:
+                return await _publish_atomically(broker, messages)
+            except BrokerError as error:
+                if error.err_code != DUPLICATE_IN_BATCH:
+                    raise
+        return await _publish_singly(broker, messages)
+    except BrokerError as error:
+        if error.err_code in UNSETTLED:
+            raise Unavailable(f"broker: {error}") from error
+        raise
 
 
 async def _publish_atomically(broker: Broker, messages: Sequence[Outgoing]) -> list[int]:

@@ -56,6 +56,8 @@ class History:
     def __init__(self, owner: str, subjects: Mapping[str, str]) -> None:
         self.owner = owner
         self._subjects = subjects
+        # While what was published is being folded back and delivered again: see toolkit.recovery.
+        self.recovering = False
 
     def seal(self, fact: Fact, cause: Cause) -> Recorded:
         """Encode a fact for good; raises `Poison` when it would be too large to travel."""

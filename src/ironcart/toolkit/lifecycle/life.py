@@ -1,113 +1,37 @@
-"""The life of one service: start, be ready, drain on SIGTERM, and end with a code that tells.
-
-Losing the broker or the database does not end a process; a refused credential does (exit 1, with a
-message). A drain: not ready, stop pulling, finish what is in hand, publish, ack, close (exit 0).
-One that takes too long is forced (exit 1).
-"""
+"""One service from its first line to its last."""
 
 import asyncio
 import os
 import signal
 import socket
-import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.resources import files
-from typing import Annotated, Any, Protocol
+from functools import partial
+from typing import Any
 
-import aiohttp
-import msgspec
 import structlog
 import uvloop
 from litestar import Response
-from msgspec import Meta
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ironcart import __version__
 from ironcart.toolkit import settings, telemetry
-from ironcart.toolkit.broker import Broker, BrokerError, compare
+from ironcart.toolkit.broker import Broker, BrokerError
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.history import History, Outbox
 from ironcart.toolkit.http import Endpoint, Server, application, json_response, listen
 from ironcart.toolkit.http.routes import Answer, Call
-from ironcart.toolkit.loop import Chassis, Consumer, RawSubscription, Subscription
+from ironcart.toolkit.lifecycle.service import Service, Settings
+from ironcart.toolkit.lifecycle.start import check_consumers, check_database, check_sync
+from ironcart.toolkit.loop import Chassis, Consumer
 from ironcart.toolkit.outcomes import IroncartError, Refused, Unavailable
-from ironcart.toolkit.topology import Durable
+from ironcart.toolkit.recovery import Recovery
 
 READY_CHECK_S = 1.0
 LAG_CHECK_S = 2.0
 START_RETRY_S = 1.0
-MONITOR_TIMEOUT_S = 2.0
-MONITOR_PORT = 8222
 EXIT_FORCED = 1
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-Port = Annotated[int, Meta(ge=1, le=65535)]
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every service is told by its environment."""
-
-    nats_url: str
-    database_url: str
-    nats_monitor_url: str = ""
-    host: str = "0.0.0.0"  # noqa: S104 - a container listens to its pod
-    port: Port = 8080
-    auth: Annotated[str, Meta(pattern="^(on|off)$")] = "on"
-    log_level: Annotated[str, Meta(pattern="(?i)^(debug|info|warning|error)$")] = "info"
-    drain_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
-    allow_unsafe_broker: bool = False
-
-    def __post_init__(self) -> None:
-        if self.auth != "off":
-            raise ValueError(
-                "this version has no API keys yet: set IRONCART_AUTH=off and listen on a loopback"
-                " address"
-            )
-        if self.host not in LOOPBACK:
-            raise ValueError(
-                "IRONCART_AUTH=off is for a loopback address: set IRONCART_HOST=127.0.0.1"
-            )
-
-
-class Loop(Protocol):
-    """Something that runs beside the consumers, and finishes what it has begun after `stop`."""
-
-    async def run(self) -> None:
-        """Run until stopped."""
-
-    def stop(self) -> None:
-        """Begin nothing more."""
-
-
-@dataclass(slots=True)
-class Wiring:
-    """What a service is made of, put together by its `app` module.
-
-    `background` runs until everything else has drained, then is cancelled.
-    """
-
-    endpoints: Sequence[Endpoint] = ()
-    subscriptions: Sequence[Subscription | RawSubscription] = ()
-    loops: Sequence[Loop] = ()
-    background: Sequence[Callable[[], Awaitable[None]]] = ()
-    accepts_without_broker: bool = False
-    close: Sequence[Callable[[], Awaitable[None]]] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """The card of a service, as the command line knows it.
-
-    `subjects` maps the types that it emits to where they go.
-    """
-
-    name: str
-    subjects: Mapping[str, str]
-    durables: Sequence[Durable]
-    settings: type[msgspec.Struct]
-    build: Callable[[Chassis, Any, asyncio.Event], Wiring]
 
 
 @dataclass(slots=True)
@@ -142,7 +66,7 @@ class _Life:
         self._state = _State()
         self._tracing = telemetry.Tracing(service.name, environ)
         who = f"{service.name}/{socket.gethostname()}-{os.getpid()}"
-        self._database = Database(shared.database_url, service.name, who)
+        self._database = Database(shared.database_url, service.name, who, guarded=True)
         # A mark that is lost only causes a republish, so marks need not wait for the disk.
         self._marks = Database(
             shared.database_url,
@@ -150,16 +74,19 @@ class _Life:
             f"{who}/outbox",
             connections_max=2,
             session={"synchronous_commit": "off"},
+            guarded=True,
+        )
+        self._unguarded = Database(
+            shared.database_url, service.name, f"{who}/recovery", connections_max=3
         )
         self._broker = Broker(shared.nats_url, who)
         self._outbox = Outbox(self._broker, self._marks)
+        history = History(service.name, service.subjects)
+        self._recovery = Recovery(
+            history, self._broker, self._unguarded, service.durables, service.memory
+        )
         self._chassis = Chassis(
-            service.name,
-            self._broker,
-            self._database,
-            History(service.name, service.subjects),
-            self._outbox,
-            self._tracing,
+            service.name, self._broker, self._database, history, self._outbox, self._tracing
         )
         self._wiring = service.build(self._chassis, own, self._state.draining)
         self._consumers = [Consumer(self._chassis, s) for s in self._wiring.subscriptions]
@@ -194,6 +121,7 @@ class _Life:
                 group.create_task(self._broker.watch())
                 group.create_task(self._outbox.run_sweeper())
                 group.create_task(self._measure_lag())
+                group.create_task(self._watch_recovery())
                 for loop in (*self._consumers, *self._wiring.loops):
                     self._running.append(group.create_task(loop.run()))
                 self._state.started = True
@@ -206,8 +134,9 @@ class _Life:
         for what, step in (
             ("the database", self._check_database),
             ("the broker", self._broker.connect),
-            ("a broker that syncs always", self._check_sync),
-            ("consumers as provisioned", self._check_consumers),
+            ("a broker that syncs always", partial(check_sync, self._settings)),
+            ("consumers as provisioned", partial(check_consumers, self._broker, self._service)),
+            ("a history as long as the stream", self._check_history),
         ):
             self._state.waiting_for = what
             said = ""
@@ -222,52 +151,41 @@ class _Life:
                     await asyncio.sleep(START_RETRY_S)
 
     async def _check_database(self) -> None:
-        await self._database.connect()
-        row = await self._database.fetchrow("SELECT to_regclass('schema_migrations') AS there")
-        applied: set[str] = set()
-        if row is not None and row["there"] is not None:
-            rows = await self._database.fetch("SELECT version FROM schema_migrations")
-            applied = {row["version"] for row in rows}
-        if behind := _shipped_migrations(self._service) - applied:
-            first = min(behind)
-            raise Unavailable(f"the schema lacks migration {first}: run `ironcart provision`")
+        await check_database(self._database, self._service)
         self._state.database = True
 
-    async def _check_sync(self) -> None:
-        """Refuse a broker that acknowledges before it syncs: power loss would lose orders."""
-        monitor = self._settings.nats_monitor_url
-        if not monitor:
-            first = self._settings.nats_url.split(",")[0]
-            host = urllib.parse.urlsplit(first).hostname
-            monitor = f"http://{host}:{MONITOR_PORT}"
-        try:
-            timeout = aiohttp.ClientTimeout(total=MONITOR_TIMEOUT_S)
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
-                session.get(f"{monitor}/varz") as answer,
-            ):
-                said = await answer.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            if self._settings.allow_unsafe_broker:
-                structlog.get_logger().warning("Cannot tell whether the broker syncs always")
-                return
-            raise Unavailable(f"cannot ask {monitor}/varz: {error}") from error
-        if said.get("jetstream", {}).get("config", {}).get("sync_always") is True:
-            return
-        complaint = "the broker does not sync before it acknowledges: set `sync_interval: always`"
-        if not self._settings.allow_unsafe_broker:
-            raise Refused(f"{complaint}, or run with --allow-unsafe-broker and lose orders")
-        structlog.get_logger().warning("UNSAFE BROKER", error=complaint)
-
-    async def _check_consumers(self) -> None:
-        if phrases := await compare(self._broker, self._service.durables):
-            raise Unavailable("; ".join(phrases) + ": run `ironcart provision`")
+    async def _check_history(self) -> None:
+        """Come to know what was published and is not in the database, if it went back in time."""
+        await self._recovery.run()
+        await self._recovery.watch()
+        self._database.trust()
+        self._marks.trust()
 
     async def _watch_database(self) -> None:
         while True:
             await asyncio.sleep(READY_CHECK_S)
             if self._state.started:
+                if self._database.restarted or self._marks.restarted:
+                    await self._compare_again()
                 self._state.database = await self._database.healthy()
+
+    async def _compare_again(self) -> None:
+        """A database that has started anew may be an older one: nothing goes on until we know."""
+        try:
+            if await self._recovery.behind():
+                raise Refused("the database has gone back in time: starting anew, to recover")
+        except (Unavailable, BrokerError) as error:
+            structlog.get_logger().warning("Cannot compare the history yet", error=str(error))
+            return
+        self._database.trust()
+        self._marks.trust()
+
+    async def _watch_recovery(self) -> None:
+        while True:
+            with suppress(Unavailable, BrokerError):
+                if not await self._recovery.watch():
+                    return
+            await asyncio.sleep(LAG_CHECK_S)
 
     async def _measure_lag(self) -> None:
         while True:
@@ -315,6 +233,7 @@ class _Life:
         await self._broker.close()
         await self._database.close()
         await self._marks.close()
+        await self._unguarded.close()
         self._tracing.close()
 
     def _vital_signs(self) -> list[Endpoint]:
@@ -351,21 +270,6 @@ class _Life:
             state.started and state.database and enough and not state.draining.is_set(),
             checks,
         )
-
-
-def _shipped_migrations(service: Service) -> set[str]:
-    """The versions of the migrations that this code was written for, its own and the toolkit's."""
-    package = service.build.__module__.rpartition(".")[0]
-    folders = [files("ironcart.toolkit") / "migrations" / "history"]
-    if package:
-        folders.append(files(package) / "migrations")
-    return {
-        file.name.partition("_")[0]
-        for folder in folders
-        if folder.is_dir()
-        for file in folder.iterdir()
-        if file.name.endswith(".sql")
-    }
 
 
 async def _forever(run: Callable[[], Awaitable[None]]) -> None:

@@ -1,0 +1,51 @@
+"""How far each stream has come, as far as anybody remembers: where a new one has to begin.
+
+A stream that is made again begins above every sequence that was ever given out, so that no
+sequence, in a history or in the audit's chain, ever stands for two messages.
+"""
+
+from collections.abc import Mapping
+
+from ironcart.events import OWNERS, STREAMS
+from ironcart.toolkit.broker import Broker
+from ironcart.toolkit.broker.provisioning import stream_exists
+from ironcart.toolkit.database import Database
+
+
+async def floors(databases: Mapping[str, str]) -> dict[str, int]:
+    """The highest sequence of each stream that the services' databases know; 0 for none."""
+    found = {stream.name: 0 for stream in STREAMS}
+    for owner, (stream, kinds) in OWNERS.items():
+        found[stream] = await _published(databases[owner], owner, list(kinds.values()))
+    database = Database(databases["audit"], "audit", "floors")
+    try:
+        for row in await database.fetch(_AUDITED):
+            found[row["stream"]] = max(found.get(row["stream"], 0), row["seq"])
+    finally:
+        await database.close()
+    return found
+
+
+async def _published(url: str, owner: str, subjects: list[str]) -> int:
+    database = Database(url, owner, "floors")
+    try:
+        row = await database.fetchrow(_PUBLISHED, subjects)
+    finally:
+        await database.close()
+    return (row and row["seq"]) or 0
+
+
+async def beginnings(broker: Broker, databases: Mapping[str, str]) -> dict[str, int]:
+    """The first sequence of each stream that is missing at the broker, by name."""
+    missing = [each.name for each in STREAMS if not await stream_exists(broker, each.name)]
+    if not missing:
+        return {}
+    known = await floors(databases)
+    return {name: known[name] + 1 for name in missing if known[name]}
+
+
+_PUBLISHED = """
+SELECT max(coalesce(e.stream_seq, b.first_seq + e.batch_pos)) AS seq
+FROM batches b JOIN events e USING (batch_no) WHERE e.subject = ANY($1::text[])
+"""
+_AUDITED = "SELECT stream, max(stream_seq) AS seq FROM entries GROUP BY stream"

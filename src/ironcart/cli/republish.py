@@ -1,0 +1,185 @@
+"""`ironcart republish`: refills a broker whose disk is gone from the services' own histories."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ironcart.cli import address, provision
+from ironcart.cli.deadletters import connected
+from ironcart.cli.floors import floors
+from ironcart.events import OWNERS, STREAMS
+from ironcart.services.audit.handlers import lose
+from ironcart.toolkit import settings
+from ironcart.toolkit.broker import Broker, BrokerError, Outgoing, publish
+from ironcart.toolkit.broker.reader import Extent, extent, read
+from ironcart.toolkit.database import Database
+from ironcart.toolkit.envelope import decode
+from ironcart.toolkit.history import Outbox
+from ironcart.toolkit.outcomes import Poison, Refused
+
+NOT_HEADERS_OF_OURS = "Nats-"
+SWEEP_PAUSE_S = 0.2
+PATIENT = {"statement_timeout": "600s"}
+
+
+def republish(
+    recreate: Annotated[
+        bool,
+        typer.Option(help="Delete and make again a stream that has gone back in time."),
+    ] = False,
+    data: address.Data = address.DATA_DEFAULT,
+) -> None:
+    """Publish again what a lost or rolled-back broker does not have. Safe to repeat.
+
+    Streams that are missing are made again, beginning above every sequence ever given out.
+    """
+    for line in asyncio.run(_republish(data, recreate=recreate)):
+        print(line)
+
+
+async def _republish(data: Path, *, recreate: bool) -> list[str]:
+    where = address.find(data)
+    done: list[str] = []
+    async with connected(where.nats_url) as broker:
+        known = await floors(where.databases)
+        saved: dict[str, list[Outgoing]] = {}
+        for stream in STREAMS:
+            held = await _held(broker, stream.name)
+            if held is not None and held.last_seq < known[stream.name]:
+                ends = f"stream {stream.name} ends at {held.last_seq} of {known[stream.name]}"
+                if not recreate:
+                    raise Refused(
+                        f"{ends}: it was rolled back; `ironcart republish --recreate` deletes it,"
+                        " makes it again and publishes everything that the services remember"
+                    )
+                saved[stream.name] = await _foreign(broker, stream.name, held, where.databases)
+                await broker.api(f"STREAM.DELETE.{stream.name}")
+                done.append(f"{ends}: deleted")
+        done += await provision.streams(_environ(data, where))
+        for name, messages in saved.items():
+            for message in messages:
+                await publish(broker, [message])
+            if messages:
+                done.append(f"{name}: kept {len(messages)} messages that no history has")
+        for stream in STREAMS:
+            lost = await _admit_loss(broker, stream.name, where.databases["audit"])
+            if lost:
+                done.append(f"audit: {lost} messages of {stream.name} were never seen")
+        for owner, (name, kinds) in OWNERS.items():
+            subjects = list(kinds.values())
+            count = await _refill(broker, where.databases[owner], owner, name, subjects)
+            done.append(f"{name}: {count} events published again")
+    return done
+
+
+def _environ(data: Path, where: address.Addresses) -> Mapping[str, str]:
+    """What provisioning is told: by a running `ironcart up`, else by the environment."""
+    environ = settings.environment()
+    if not (data / address.RUN_FILE).exists():
+        return environ
+    urls = where.nats_url.split(",")
+    return environ | {
+        "IRONCART_NATS_URL": where.nats_url,
+        "IRONCART_DATABASE_URL": where.databases["orders"],
+        "IRONCART_VAULT_DATABASE_URL": where.databases["vault"],
+        "IRONCART_STREAM_REPLICAS": str(min(3, len(urls))),
+    }
+
+
+async def _held(broker: Broker, stream: str) -> Extent | None:
+    try:
+        return await extent(broker, stream)
+    except BrokerError as error:
+        if error.code == 404:
+            return None
+        raise
+
+
+async def _foreign(
+    broker: Broker, stream: str, held: Extent, databases: Mapping[str, str]
+) -> list[Outgoing]:
+    """Messages that no history has: somebody else's, not yet taken in. They must not be lost."""
+    owner = next((owner for owner, (name, _) in OWNERS.items() if name == stream), None)
+    found: list[Outgoing] = []
+    async with _database(databases[owner or "audit"], owner or "audit") as database:
+        async for chunk in read(broker, stream, held.first_seq, held.last_seq):
+            keys = {}
+            for message in chunk:
+                try:
+                    keys[message.seq] = decode(message.body).key
+                except Poison:
+                    continue
+            known = set()
+            if owner is not None:
+                rows = await database.fetch(
+                    "SELECT id FROM events WHERE id = ANY($1::uuid[])", list(keys.values())
+                )
+                known = {row["id"] for row in rows}
+            for message in chunk:
+                if keys.get(message.seq) in known:
+                    continue
+                own = {
+                    name: value
+                    for name, value in message.headers.items()
+                    if not name.startswith(NOT_HEADERS_OF_OURS)
+                }
+                message_id = message.headers.get("Nats-Msg-Id", f"{stream}:{message.seq}")
+                found.append(Outgoing(message_id, message.subject, message.body, own))
+    return found
+
+
+async def _admit_loss(broker: Broker, stream: str, url: str) -> int:
+    """Have the audit say which sequences it never saw and never will."""
+    held = await extent(broker, stream)
+    async with _database(url, "audit") as database, database.transaction() as connection:
+        return await lose(connection, stream, held.first_seq)
+
+
+async def _refill(broker: Broker, url: str, owner: str, stream: str, subjects: list[str]) -> int:
+    """Publish again what lies before the stream's beginning; returns how many events that were."""
+    held = await extent(broker, stream)
+    async with _database(url, owner) as database:
+        async with database.transaction() as connection:
+            count: int = await connection.fetchval(_LOST, held.first_seq, subjects)
+            await connection.execute(_UNMARK_EVENTS, held.first_seq, subjects)
+            await connection.execute(_UNMARK_BATCHES, held.first_seq, subjects)
+        outbox = Outbox(broker, database)
+        while await outbox.sweep():
+            pass
+        # Services that run sweep too: wait for what they have claimed.
+        while await database.fetchrow(_UNPUBLISHED, subjects) is not None:
+            await outbox.sweep()
+            await asyncio.sleep(SWEEP_PAUSE_S)
+    return count
+
+
+@asynccontextmanager
+async def _database(url: str, schema: str) -> AsyncIterator[Database]:
+    database = Database(url, schema, "republish", session=PATIENT)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+_LOST = """
+SELECT count(*) FROM events e JOIN batches b USING (batch_no)
+WHERE coalesce(e.stream_seq, b.first_seq + e.batch_pos) < $1 AND e.subject = ANY($2::text[])
+"""
+_UNMARK_EVENTS = """
+UPDATE events SET stream_seq = NULL WHERE stream_seq < $1 AND subject = ANY($2::text[])
+"""
+_UNMARK_BATCHES = """
+UPDATE batches b SET first_seq = NULL, claimed_at = NULL WHERE first_seq < $1
+  AND EXISTS (SELECT 1 FROM events e
+              WHERE e.batch_no = b.batch_no AND e.subject = ANY($2::text[]))
+"""
+_UNPUBLISHED = """
+SELECT 1 FROM batches b WHERE first_seq IS NULL AND recorded_at < now() - interval '2 seconds'
+  AND EXISTS (SELECT 1 FROM events e
+              WHERE e.batch_no = b.batch_no AND e.subject = ANY($1::text[])) LIMIT 1
+"""

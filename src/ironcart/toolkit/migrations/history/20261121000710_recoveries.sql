@@ -1,0 +1,11 @@
+-- migrate:up
+-- One row for each time that this database was found older than what had been published from it.
+CREATE TABLE recoveries (
+    began_at timestamptz NOT NULL,
+    events integer NOT NULL DEFAULT 0,
+    rewound_at timestamptz,
+    ended_at timestamptz
+);
+
+-- migrate:down
+DROP TABLE recoveries;

@@ -1,0 +1,324 @@
+"""Recovery: what a service does when its database is older than what it has already told.
+
+A database may be restored to an earlier moment, or fail over to a copy that lacks the last commits.
+What was published after that moment is still true, so it is read from the stream and folded into
+the tables, never decided again; then the consumers start over, and the inbox absorbs what the
+database still knows. Until all of that is caught up the history is `recovering`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from msgspec import Struct
+
+from ironcart.toolkit import telemetry
+from ironcart.toolkit.broker import Broker
+from ironcart.toolkit.broker.provisioning import ensure
+from ironcart.toolkit.broker.reader import Extent, Stored, extent, read
+from ironcart.toolkit.database import Connection, Database
+from ironcart.toolkit.envelope import Envelope, decode, decode_data, event_id
+from ironcart.toolkit.history import History, Recorded
+from ironcart.toolkit.outcomes import Poison, Unavailable
+from ironcart.toolkit.topology import Durable
+
+# Enough of the newest commits to hold the one that was published last.
+NEWEST_BATCHES_MAX = 2_000
+# Facts of others that we adopt may lie before the last one of ours.
+LOOK_BACK_MESSAGES = 10_000
+# Any number does, as long as it is ours alone.
+LOCK_SPACE = 0x1204CA28
+
+
+SEEN_BY_INBOX = """
+SELECT 1 FROM inbox WHERE event_id = $1
+UNION ALL SELECT 1 FROM failures WHERE stream = $2 AND stream_seq = $3
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFact:
+    """One fact as it was published; `data` is the struct of its type."""
+
+    aggregate_id: str
+    version: int
+    data: Any
+    envelope: Envelope
+    recorded: Recorded
+    stream_seq: int
+
+
+Fold = Callable[[Sequence[OwnFact], Connection], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What of a table follows from the history: a query with `{schema}`.
+
+    `unsettled` is a condition on live rows, with `{schema}` too, that are between two facts and
+    cannot be compared yet.
+    """
+
+    table: str
+    query: str
+    unsettled: str = "false"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How a service's tables follow from its own published facts.
+
+    `fold` applies facts in order to the tables, and never decides; one that the tables already show
+    is not given to it. `adopts` are the types of others' facts that this history takes in as
+    version 1. `after_fold` runs once at the end of a recovery's folding. `seen` is a query that
+    finds the trace of a message which was dealt with: $1 its key, $2 its stream, $3 its sequence.
+    """
+
+    stream: str
+    kinds: Mapping[str, type[Struct]]
+    fold: Fold
+    compared: Sequence[Compared] = ()
+    adopts: frozenset[str] = frozenset()
+    after_fold: Callable[[Connection], Awaitable[None]] | None = None
+    seen: str = SEEN_BY_INBOX
+
+
+class Recovery:
+    """Compares one service's database with what the broker has of it, and repairs the database."""
+
+    def __init__(
+        self,
+        history: History,
+        broker: Broker,
+        database: Database,
+        durables: Sequence[Durable],
+        memory: Memory | None,
+    ) -> None:
+        self._history, self._broker, self._database = history, broker, database
+        self._durables, self._memory = durables, memory
+
+    async def behind(self) -> bool:
+        """Say whether the database lacks what was told or acknowledged; changes nothing.
+
+        Raises `Unavailable` when nobody can tell, and when the broker is the one that lacks it.
+        """
+        return bool(await self._untold(1)) or await self._forgotten_inputs()
+
+    async def run(self) -> bool:
+        """Bring the database to what was told; True when it had to be. Safe to repeat, alone."""
+        async with self._alone():
+            row = await self._database.fetchrow(_UNFINISHED)
+            if row is None and not await self.behind():
+                return False
+            log = structlog.get_logger()
+            log.error("The database is older than what was published: recovering")
+            await self._database.execute(_BEGIN)
+            folded = await self._fold()
+            await self._rewind()
+            await self._database.execute(_REWOUND, folded)
+            log.warning("Folded what was published since", events=folded)
+        return True
+
+    async def watch(self) -> bool:
+        """Say whether a recovery is still open, ending it once every consumer has caught up."""
+        if await self._database.fetchrow(_OPEN_RECOVERY) is None:
+            self._show(False)
+            return False
+        for durable in self._durables:
+            info = await self._broker.api(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
+            if info["num_pending"] + info["num_ack_pending"]:
+                self._show(True)
+                return True
+        await self._database.execute(_END)
+        structlog.get_logger().warning("Recovered")
+        self._show(False)
+        return False
+
+    def _show(self, recovering: bool) -> None:
+        self._history.recovering = recovering
+        telemetry.recovering.set(recovering)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self._database.acquire() as connection:
+            if not await connection.fetchval(_TRY_LOCK, LOCK_SPACE, self._history.owner):
+                raise Unavailable("another replica is comparing the database with the stream")
+            try:
+                yield
+            finally:
+                if not connection.is_closed():
+                    await connection.execute(_UNLOCK, LOCK_SPACE, self._history.owner)
+
+    async def _published(self, memory: Memory) -> tuple[int, Extent]:
+        """The highest own sequence that the database knows, and what the stream holds."""
+        row = await self._database.fetchrow(_KNOWN, list(memory.kinds), NEWEST_BATCHES_MAX)
+        known = (row and row["seq"]) or 0
+        held = await extent(self._broker, memory.stream)
+        if held.last_seq < known:
+            raise Unavailable(
+                f"stream {memory.stream} ends at {held.last_seq}, and we have published up to"
+                f" {known}: it was lost or rolled back; run `ironcart republish`"
+            )
+        return known, held
+
+    async def _untold(self, enough: int) -> list[OwnFact]:
+        """Own facts of the stream that the database lacks, up to `enough`."""
+        if (memory := self._memory) is None or not memory.kinds:
+            return []
+        known, held = await self._published(memory)
+        found: list[OwnFact] = []
+        first = max(known + 1, held.first_seq)
+        async for chunk in read(self._broker, memory.stream, first, held.last_seq):
+            own = [fact for fact in self._read(memory, chunk) if self._is_own(fact)]
+            found += await self._lacking(own)
+            if len(found) >= enough:
+                break
+        return found
+
+    async def _forgotten_inputs(self) -> bool:
+        """Whether a message that we have acknowledged is unknown to the database."""
+        for durable in self._durables:
+            info = await self._broker.api(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
+            floor = info["ack_floor"]["stream_seq"]
+            held = await extent(self._broker, durable.stream)
+            if not held.first_seq <= floor <= held.last_seq:
+                continue
+            async for chunk in read(self._broker, durable.stream, floor, floor):
+                if not await self._saw(durable.stream, chunk[0]):
+                    return True
+        return False
+
+    async def _saw(self, stream: str, message: Stored) -> bool:
+        seen = SEEN_BY_INBOX if self._memory is None else self._memory.seen
+        try:
+            key = decode(message.body).key
+        except Poison:
+            return True  # It was set aside, or kept as it is: nothing was decided on it.
+        return await self._database.fetchrow(seen, key, stream, message.seq) is not None
+
+    async def _fold(self) -> int:
+        """Fold what is lacking into the tables, in order; returns how many facts that were."""
+        if (memory := self._memory) is None or not memory.kinds:
+            return 0
+        known, held = await self._published(memory)
+        folded = 0
+        first = max(1, known + 1 - LOOK_BACK_MESSAGES, held.first_seq)
+        async for chunk in read(self._broker, memory.stream, first, held.last_seq):
+            facts = self._read(memory, chunk)
+            lacking = await self._lacking(facts)
+            async with self._database.transaction() as connection:
+                if lacking:
+                    recorded = [fact.recorded for fact in lacking]
+                    seqs = [fact.stream_seq for fact in lacking]
+                    await self._history.adopt(connection, recorded, seqs)
+                    await memory.fold(lacking, connection)
+                await self._mark(connection, facts)
+            folded += len(lacking)
+        if memory.after_fold is not None:
+            async with self._database.transaction() as connection:
+                await memory.after_fold(connection)
+        return folded
+
+    async def _lacking(self, facts: Sequence[OwnFact]) -> list[OwnFact]:
+        if not facts:
+            return []
+        rows = await self._database.fetch(
+            _THERE, [fact.aggregate_id for fact in facts], [fact.version for fact in facts]
+        )
+        there = {(row["aggregate_id"], row["version"]) for row in rows}
+        lacking: dict[tuple[str, int], OwnFact] = {}
+        for fact in facts:
+            if (place := (fact.aggregate_id, fact.version)) not in there:
+                lacking.setdefault(place, fact)
+        return list(lacking.values())
+
+    async def _mark(self, connection: Connection, facts: Sequence[OwnFact]) -> None:
+        """Note where the stream has what we thought unpublished, so that it is not sent again."""
+        await connection.execute(
+            _MARK_EVENTS,
+            [fact.recorded.id for fact in facts],
+            [fact.stream_seq for fact in facts],
+            [fact.aggregate_id for fact in facts],
+            [fact.version for fact in facts],
+        )
+        await connection.execute(_MARK_BATCHES)
+
+    def _is_own(self, fact: OwnFact) -> bool:
+        key = event_id(self._history.owner, fact.aggregate_id, fact.version)
+        return key == fact.recorded.id
+
+    def _read(self, memory: Memory, chunk: Sequence[Stored]) -> list[OwnFact]:
+        """What of these messages belongs into our history."""
+        found = []
+        for message in chunk:
+            fact = own_fact(memory.kinds, message.subject, message.body, message.seq)
+            if fact is None:
+                continue
+            kind = type(fact.data).__name__
+            if self._is_own(fact) or (kind in memory.adopts and fact.version == 1):
+                found.append(fact)
+        return found
+
+    async def _rewind(self) -> None:
+        """Have everything delivered again: what is known by the inbox changes nothing."""
+        for durable in self._durables:
+            await self._broker.api(f"CONSUMER.DELETE.{durable.stream}.{durable.name}")
+        await ensure(self._broker, [], self._durables, replicas=0, bytes_max=0)
+
+
+def own_fact(
+    kinds: Mapping[str, type[Struct]], subject: str, body: bytes, stream_seq: int
+) -> OwnFact | None:
+    """Read a fact back, by the kinds of its stream; None when it is no fact of theirs."""
+    kind = kinds.get(subject)
+    if kind is None:
+        return None
+    try:
+        envelope = decode(body)
+        data = decode_data(envelope, {kind.__name__: kind})
+    except Poison:
+        return None
+    version = envelope.version if isinstance(envelope.version, int) else 1
+    context = telemetry.context({}, envelope.trace_id)
+    recorded = Recorded(
+        envelope.key, envelope.aggregate_id, version, envelope.type, subject, context, body
+    )
+    return OwnFact(envelope.aggregate_id, version, data, envelope, recorded, stream_seq)
+
+
+_TRY_LOCK = "SELECT pg_try_advisory_lock($1, hashtext($2))"
+_UNLOCK = "SELECT pg_advisory_unlock($1, hashtext($2))"
+_OPEN_RECOVERY = "SELECT 1 FROM recoveries WHERE ended_at IS NULL"
+_UNFINISHED = "SELECT 1 FROM recoveries WHERE ended_at IS NULL AND rewound_at IS NULL"
+_BEGIN = """
+INSERT INTO recoveries (began_at)
+SELECT now() WHERE NOT EXISTS (SELECT 1 FROM recoveries WHERE rewound_at IS NULL)
+"""
+_REWOUND = "UPDATE recoveries SET rewound_at = now(), events = events + $1 WHERE ended_at IS NULL"
+_END = "UPDATE recoveries SET ended_at = now() WHERE ended_at IS NULL AND rewound_at IS NOT NULL"
+_KNOWN = """
+SELECT max(coalesce(e.stream_seq, b.first_seq + e.batch_pos)) AS seq
+FROM (SELECT batch_no, first_seq FROM batches WHERE first_seq IS NOT NULL
+      ORDER BY batch_no DESC LIMIT $2) AS b
+JOIN events e USING (batch_no) WHERE e.subject = ANY($1::text[])
+"""
+_THERE = """
+SELECT e.aggregate_id, e.version FROM events e
+JOIN unnest($1::text[], $2::int[]) AS u(aggregate_id, version)
+  ON e.aggregate_id = u.aggregate_id AND e.version = u.version
+"""
+_MARK_EVENTS = """
+UPDATE events e SET stream_seq = u.seq
+FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::int[]) AS u(id, seq, aggregate_id, version)
+WHERE e.aggregate_id = u.aggregate_id AND e.version = u.version AND e.id = u.id
+  AND e.stream_seq IS NULL
+  AND EXISTS (SELECT 1 FROM batches b WHERE b.batch_no = e.batch_no AND b.first_seq IS NULL)
+"""
+_MARK_BATCHES = """
+UPDATE batches b SET first_seq = (SELECT min(stream_seq) FROM events e
+                                  WHERE e.batch_no = b.batch_no)
+WHERE b.first_seq IS NULL AND NOT EXISTS (
+  SELECT 1 FROM events e WHERE e.batch_no = b.batch_no AND e.stream_seq IS NULL)
+"""

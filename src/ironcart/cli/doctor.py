@@ -1,22 +1,27 @@
-"""`ironcart doctor`: the broker's safety settings, streams and consumers, said plainly."""
+"""`ironcart doctor`: unsafe settings, lag, what is stuck and why, said plainly."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import typer
 
-from ironcart.cli import address, services
+from ironcart.cli import address, services, stuck
 from ironcart.cli.deadletters import connected
-from ironcart.events import STREAMS
+from ironcart.cli.floors import before, floors
+from ironcart.events import OWNERS, STREAMS
 from ironcart.toolkit.broker import Broker, BrokerError
+from ironcart.toolkit.broker.reader import extent
+from ironcart.toolkit.database import Database
+from ironcart.toolkit.outcomes import Unavailable
 from ironcart.toolkit.topology import Durable, Stream, difference
 
 MONITOR_TIMEOUT_S = 3.0
 FILL_RATIO_WARN = 0.7
 LAG_MESSAGES_WARN = 10_000
+OUTBOX_AGE_S_WARN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,10 @@ class Finding:
 
 
 def doctor(data: address.Data = address.DATA_DEFAULT) -> None:
-    """Check the broker's safety settings; exit 1 when one of them could lose orders."""
+    """Check what could lose orders, what is behind and what is stuck, and say why.
+
+    Exit 1 when a setting could lose orders.
+    """
     findings = asyncio.run(_examine(address.find(data)))
     for finding in findings:
         print(f"{finding.verdict:>8}  {finding.text}")
@@ -39,12 +47,62 @@ def doctor(data: address.Data = address.DATA_DEFAULT) -> None:
 async def _examine(where: address.Addresses) -> list[Finding]:
     findings = [await _synced(where.nats_monitor_url)]
     async with connected(where.nats_url) as broker:
+        known = await _known(where.databases)
         for stream in STREAMS:
-            findings += [finding async for finding in _stream(broker, stream)]
+            findings += [finding async for finding in _stream(broker, stream, known)]
+            findings += await _unfilled(broker, stream, where.databases)
         for service in services.every().values():
             for durable in service.durables:
                 findings.append(await _durable(broker, durable))
-    return findings
+    for name in services.NAMES:
+        findings += [finding async for finding in _database(name, where.databases[name])]
+    return findings + [finding async for finding in _orders(where.databases)]
+
+
+async def _known(databases: Mapping[str, str]) -> Mapping[str, int]:
+    try:
+        return await floors(databases)
+    except Unavailable:
+        return {}
+
+
+async def _database(service: str, url: str) -> AsyncIterator[Finding]:
+    """What a service's own tables tell: outbox, breakers, a recovery that goes on."""
+    database = Database(url, service, "doctor")
+    try:
+        row = await database.fetchrow(_OUTBOX)
+        breakers = await database.fetch("SELECT name FROM breakers WHERE open_until IS NOT NULL")
+        recovering = await database.fetchrow("SELECT 1 FROM recoveries WHERE ended_at IS NULL")
+    except Unavailable as error:
+        yield Finding("warning", f"{service}: {error}")
+        return
+    finally:
+        await database.close()
+    assert row is not None
+    late = row["age_s"] > OUTBOX_AGE_S_WARN
+    if row["waiting"]:
+        text = f"{service}: {row['waiting']} commits to publish, the oldest {row['age_s']} s old"
+        yield Finding("warning" if late else "ok", text)
+    for breaker in breakers:
+        yield Finding("warning", f"{service}: breaker {breaker['name']} is open; its jobs wait")
+    if recovering is not None:
+        yield Finding("warning", f"{service}: its database was restored, and is catching up")
+
+
+async def _orders(databases: Mapping[str, str]) -> AsyncIterator[Finding]:
+    try:
+        found = await stuck.find(databases)
+    except Unavailable as error:
+        yield Finding("warning", f"orders that are stuck cannot be told: {error}")
+        return
+    if not found.count:
+        yield Finding("ok", f"no order has waited for more than {stuck.STUCK_AFTER_S} s")
+        return
+    waiting = f"{found.count} orders have waited for more than {stuck.STUCK_AFTER_S} s; the oldest:"
+    yield Finding("warning", waiting)
+    for place in found.oldest:
+        text = f"{place.order_id} {place.status} for {place.age_s} s: {stuck.why(place)}"
+        yield Finding("warning", text)
 
 
 async def _synced(monitor_url: str) -> Finding:
@@ -70,7 +128,9 @@ async def _synced(monitor_url: str) -> Finding:
     )
 
 
-async def _stream(broker: Broker, stream: Stream) -> AsyncIterator[Finding]:
+async def _stream(
+    broker: Broker, stream: Stream, known: Mapping[str, int]
+) -> AsyncIterator[Finding]:
     try:
         info = await broker.api(f"STREAM.INFO.{stream.name}")
     except BrokerError as error:
@@ -81,7 +141,10 @@ async def _stream(broker: Broker, stream: Stream) -> AsyncIterator[Finding]:
     drift = difference(wanted, config)
     replicas, filled = config["num_replicas"], state["bytes"] / max(1, config["max_bytes"])
     text = f"stream {stream.name}: {state['messages']} messages, {filled:.1%} full, R{replicas}"
-    if drift:
+    if state["last_seq"] < known.get(stream.name, 0):
+        ended = f"{text}; it ends at {state['last_seq']} of {known[stream.name]} published"
+        yield Finding("UNSAFE", f"{ended}: run `ironcart republish`")
+    elif drift:
         yield Finding("UNSAFE", f"{text}; {'; '.join(drift)}: run `ironcart provision`")
     elif filled >= FILL_RATIO_WARN:
         yield Finding("warning", f"{text}: give it more max_bytes before it refuses events")
@@ -95,6 +158,21 @@ async def _stream(broker: Broker, stream: Stream) -> AsyncIterator[Finding]:
         )
 
 
+async def _unfilled(broker: Broker, stream: Stream, databases: Mapping[str, str]) -> list[Finding]:
+    """Whether a stream that was made again still lacks what was published before."""
+    try:
+        held = await extent(broker, stream.name)
+        if stream.owner not in OWNERS or held.first_seq == 1:
+            return []
+        missing = await before(databases[stream.owner], stream.owner, held.first_seq)
+    except (BrokerError, Unavailable):
+        return []
+    if not missing:
+        return []
+    text = f"stream {stream.name} was made again and lacks {missing} events"
+    return [Finding("UNSAFE", f"{text}: run `ironcart republish`")]
+
+
 async def _durable(broker: Broker, durable: Durable) -> Finding:
     try:
         info = await broker.api(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
@@ -106,3 +184,10 @@ async def _durable(broker: Broker, durable: Durable) -> Finding:
     if drift := difference(durable.config(), info["config"]):
         return Finding("UNSAFE", f"{text}; {'; '.join(drift)}: run `ironcart provision`")
     return Finding("warning" if lag > LAG_MESSAGES_WARN else "ok", text)
+
+
+_OUTBOX = """
+SELECT count(*) AS waiting,
+       coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::int AS age_s
+FROM batches WHERE first_seq IS NULL
+"""

@@ -35,6 +35,17 @@ async def _published(url: str, owner: str, subjects: list[str]) -> int:
     return (row and row["seq"]) or 0
 
 
+async def before(url: str, owner: str, first_seq: int) -> int:
+    """Count the events of a history that lie before a sequence of its stream."""
+    database = Database(url, owner, "floors")
+    try:
+        row = await database.fetchrow(_BEFORE, first_seq, list(OWNERS[owner][1].values()))
+    finally:
+        await database.close()
+    assert row is not None
+    return int(row["n"])
+
+
 async def beginnings(broker: Broker, databases: Mapping[str, str]) -> dict[str, int]:
     """The first sequence of each stream that is missing at the broker, by name."""
     missing = [each.name for each in STREAMS if not await stream_exists(broker, each.name)]
@@ -47,5 +58,9 @@ async def beginnings(broker: Broker, databases: Mapping[str, str]) -> dict[str, 
 _PUBLISHED = """
 SELECT max(coalesce(e.stream_seq, b.first_seq + e.batch_pos)) AS seq
 FROM batches b JOIN events e USING (batch_no) WHERE e.subject = ANY($1::text[])
+"""
+_BEFORE = """
+SELECT count(*) AS n FROM events e JOIN batches b USING (batch_no)
+WHERE coalesce(e.stream_seq, b.first_seq + e.batch_pos) < $1 AND e.subject = ANY($2::text[])
 """
 _AUDITED = "SELECT stream, max(stream_seq) AS seq FROM entries GROUP BY stream"

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ironcart.embedded import launch
+from ironcart.embedded import launch, supervisor
 from ironcart.embedded.ports import free_port
 from ironcart.embedded.process import CannotStart, Child, http_ready
 from ironcart.embedded.supervisor import BACKOFF_MAX_S, Part, State, Supervisor, backoff_s
@@ -101,6 +102,23 @@ async def test_a_child_that_is_killed_is_running_again_with_a_new_pid(tmp_path: 
         assert running.pids[-1] == [a.pid, b.pid]
         assert running.lines == ["a ended by SIGKILL: starting it again now"]
         assert (tmp_path / "a.log").read_text() == "listening\nlistening\n"
+
+
+async def test_a_child_that_lives_but_cannot_work_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "ALIVE_POLL_S", 0.01)
+    unwell = tmp_path / "unwell"
+    child = replace(server(tmp_path, "web"), alive=lambda: not unwell.exists())
+    async with crew() as found:
+        found.supervisor.start(child)
+        await found.supervisor.ready(["web"], WITHIN_S)
+        first = found.part("web").pid
+        unwell.touch()
+        await found.until(lambda: found.part("web").pid != first)
+        unwell.unlink()
+        await found.supervisor.ready(["web"], WITHIN_S)
+    assert any("cannot work" in line for line in found.lines)
 
 
 async def test_a_child_that_keeps_ending_is_started_again_and_again_but_not_at_once(

@@ -40,7 +40,8 @@ class Account:
 class Child:
     """A program to keep running.
 
-    `ready` may block for `CHECK_TIMEOUT_S` and never raises. `stop_signal` asks it to finish,
+    `ready` may block for `CHECK_TIMEOUT_S` and never raises; so may `alive`, which is asked from
+    then on where only a fresh start can mend what is wrong. `stop_signal` asks it to finish,
     `last_signal` insists, `orphan_signal` reaches it when its parent is gone. `inherit` are
     open files it gets a copy of.
     """
@@ -49,6 +50,7 @@ class Child:
     argv: tuple[str, ...]
     log: Path
     ready: Callable[[], bool]
+    alive: Callable[[], bool] | None = None
     env: Mapping[str, str] | None = None
     account: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM

@@ -17,6 +17,9 @@ STEADY_S = 10.0
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 5.0
 INSIST_TIMEOUT_S = 2.0
+# Together longer than a pause that a part recovers from by itself.
+ALIVE_POLL_S = 2.0
+NOT_ALIVE_MAX = 5
 
 
 class State(StrEnum):
@@ -141,8 +144,20 @@ class Supervisor:
             if await asyncio.to_thread(part.child.ready) and process.returncode is None:
                 part.state = State.UP
                 part.up.set()
-                return
+                break
             await asyncio.sleep(READY_POLL_S)
+        if part.child.alive is not None:
+            await self._watch_alive(part, process, part.child.alive)
+
+    async def _watch_alive(self, part: Part, process: Process, alive: Callable[[], bool]) -> None:
+        """End a child that says, again and again, that it cannot work: it is started anew."""
+        failures = 0
+        while process.returncode is None and failures < NOT_ALIVE_MAX:
+            await asyncio.sleep(ALIVE_POLL_S)
+            failures = 0 if await asyncio.to_thread(alive) else failures + 1
+        if process.returncode is None and not part.stopping.is_set():
+            self._tell(f"{part.child.name} is up but says that it cannot work: ending it")
+            _send(part, signal.SIGKILL)
 
 
 def _send(part: Part, order: signal.Signals) -> None:

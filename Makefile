@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check chaos defects lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,6 +33,12 @@ check: setup  ## lint, format, types, import rules, tidiness
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest tests/test_tidy.py -q
+
+chaos: setup  ## faults in real processes under load, then every promise checked; under ten minutes
+	$(BIN)/python -m chaos --out out/chaos
+
+defects: setup  ## one defence taken away at a time: the chaos harness has to notice
+	$(BIN)/python -m chaos --defects --out out/chaos
 
 LOCK := uv pip compile pyproject.toml --extra embedded --group build --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet

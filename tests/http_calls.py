@@ -25,8 +25,18 @@ ROUTES = {
         "PUT /stock/{sku}",
         "POST /stock/{sku}/adjustments",
     },
-    "payments": {"GET /payments/{order_id}"},
-    "notifications": {"GET /notifications"},
+    "payments": {
+        "GET /payments/{order_id}",
+        "POST /payments/{order_id}/refunds",
+        "POST /webhooks/stripe",
+    },
+    "notifications": {
+        "GET /notifications",
+        "POST /webhook-endpoints",
+        "GET /webhook-endpoints",
+        "GET /webhook-endpoints/{endpoint_id}",
+        "DELETE /webhook-endpoints/{endpoint_id}",
+    },
     "audit": {"GET /audit/{aggregate_id}", "GET /audit/verify", "GET /audit/checkpoints"},
 }
 VITAL_SIGNS = ("/health", "/ready", "/metrics", "/openapi.json")

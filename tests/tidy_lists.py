@@ -11,6 +11,7 @@ CATCHES_EVERYTHING: Mapping[str, str] = {
     "toolkit/jobs.py:Jobs._settle_one": "nor may what it came to",
     "toolkit/loop/consumer.py:Consumer._until_dealt_with": "a raw handler's bug ends no service",
     "toolkit/loop/attempt.py:Attempt.split": "one message's bug must not stop its neighbours",
+    "toolkit/loop/releases.py:Releases._deal_with": "nor those of what is dealt with later",
     "toolkit/resilience.py:Breaker.guard": "sees how a call ended, and raises it again",
     "embedded/folder.py:claim": "gives the lock back, and raises again",
 }

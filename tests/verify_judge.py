@@ -19,8 +19,11 @@ from ironcart.verify.facts import (
 from ironcart.verify.findings import Finding
 from ironcart.verify.loadlog import read_logs
 from ironcart.verify.outside import judge
+from ironcart.verify.streams import is_letter
 from ironcart.verify.wire import basket_of, lines_of, loads, read_event
-from verify_world import World
+from verify_world import SERVICE_OF, World
+
+TERMINAL_WITHIN_S = 5.0
 
 
 def examine(
@@ -38,32 +41,22 @@ def examine(
     world.write_log(folder)
     facts = Facts(log=read_logs(folder))
     facts.log_after = facts.log
-    for name, messages in world.streams.items():
-        events = [
-            read_event(name, seq, message.subject, message.body)
-            for seq, message in enumerate(messages, start=1)
-            if (name, seq) not in world.holes
-        ]
-        facts.streams[name] = StreamFacts(name, 1, len(messages), len(events), events)
-    facts.dead_letters = [
-        DeadLetter(event.subject, message.headers.get("Ironcart-Reason", ""), event.id)
-        for event, message in zip(
-            facts.streams["DEADLETTERS"].events, world.streams["DEADLETTERS"], strict=True
-        )
-    ]
+    older = {name: len(world.older.get(name, ())) for name in world.streams}
+    _fill_streams(world, facts, older)
     _fill_tables(world, facts)
     facts.moving = moving
-    histories = Histories(facts.streams, moving=moving)
+    histories = Histories(facts.streams, facts.dead_letters, moving=moving)
     for row in world.history:
         histories.add(
             Recorded(
                 service=row.service,
                 id=row.id.bytes,
                 aggregate=row.aggregate,
+                subject=row.subject,
                 version=row.version,
                 body=row.body,
                 place=(row.batch_no, 0),
-                seq=row.seq,
+                seq=row.seq and row.seq + older[SERVICE_OF[row.service]],
             )
         )
     facts.pending = histories.pending
@@ -74,9 +67,39 @@ def examine(
     if change:
         change(facts)
     findings = judge(
-        facts, histories, trail, expected_dead_letters=expected_dead_letters, settle_s=1
+        facts,
+        histories,
+        trail,
+        expected_dead_letters=expected_dead_letters,
+        terminal_within_s=TERMINAL_WITHIN_S,
+        settle_s=1,
     )
     return {finding.name: finding for finding in findings}
+
+
+def _fill_streams(world: World, facts: Facts, older: dict[str, int]) -> None:
+    for name, messages in world.streams.items():
+        first = older[name] + 1
+        events = [
+            read_event(name, seq, message.subject, message.body)
+            for seq, message in enumerate(messages, start=first)
+            if (name, seq) not in world.holes
+        ]
+        last = older[name] + len(messages)
+        facts.streams[name] = StreamFacts(name, first, last, len(events), events)
+    facts.dead_letters = [
+        DeadLetter(
+            event.subject,
+            message.headers.get("Ironcart-Reason", ""),
+            event.id,
+            seq=event.seq,
+            resolved=event.seq in world.resolved,
+        )
+        for event, message in zip(
+            facts.streams["DEADLETTERS"].events, world.streams["DEADLETTERS"], strict=True
+        )
+        if is_letter(message.subject)
+    ]
 
 
 def _fill_tables(world: World, facts: Facts) -> None:

@@ -75,7 +75,11 @@ class Row:
 
 @dataclass
 class World:
-    """Everything verify reads; `holes` are messages that the broker lost."""
+    """Everything verify reads; `holes` are messages that the broker lost.
+
+    `older` is what a stream held before it was made again (None: the audit never saw it), and
+    `resolved` the sequences of dead letters that a person has dealt with.
+    """
 
     streams: dict[str, list[Message]] = field(default_factory=lambda: {s: [] for s in STREAMS})
     holes: set[tuple[str, int]] = field(default_factory=set)
@@ -93,6 +97,8 @@ class World:
     )
     audit: list[list[Any]] | None = None
     early: list[str] = field(default_factory=list)
+    older: dict[str, list[Message | None]] = field(default_factory=dict)
+    resolved: set[int] = field(default_factory=set)
     versions: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def emit(
@@ -267,7 +273,9 @@ class World:
             self.audit = []
             for stream, messages in sorted(self.streams.items()):
                 last = hashlib.sha256(stream.encode()).digest()
-                for seq, message in enumerate(messages, start=1):
+                lost = Message("", b"")
+                older = [message or lost for message in self.older.get(stream, ())]
+                for seq, message in enumerate(older + messages, start=1):
                     if (stream, seq) in self.holes:
                         continue
                     event_id = _event_id(message.body)

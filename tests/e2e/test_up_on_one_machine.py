@@ -301,14 +301,6 @@ def test_an_unwritable_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     assert lines[0].startswith("ironcart up: cannot write to ")
 
 
-def test_more_nodes_come_later(tmp_path: Path) -> None:
-    status, lines = refused("--data", str(tmp_path / "data"), "--nats-nodes", "3")
-
-    assert status == 2
-    assert len(lines) == 1
-    assert not (tmp_path / "data").exists()
-
-
 def refused(*options: str) -> tuple[int, list[str]]:
     """Run `up` that is expected to end by itself; returns its status and what it printed."""
     done = subprocess.run(

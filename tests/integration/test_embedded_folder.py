@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ironcart.embedded.folder import claim, master_key, write_file
-from ironcart.embedded.ports import HTTP_ORDER, free_port, http_ports, is_free, kept_ports
+from ironcart.embedded.ports import HTTP_ORDER, KEPT, free_port, http_ports, is_free, kept_ports
 from ironcart.embedded.process import CannotStart
 
 
@@ -102,29 +102,29 @@ def test_ports_that_do_not_exist_are_refused(first: int) -> None:
 
 
 def test_kept_ports_stay_the_same(tmp_path: Path) -> None:
-    first = kept_ports(tmp_path, avoid=())
+    first = kept_ports(tmp_path, avoid=(), names=KEPT)
 
-    assert kept_ports(tmp_path, avoid=()) == first
-    assert len(set(first.values())) == 4
+    assert kept_ports(tmp_path, avoid=(), names=KEPT) == first
+    assert len(set(first.values())) == len(KEPT)
     assert all(is_free(port) for port in first.values())
 
 
 def test_a_kept_port_somebody_took_meanwhile_is_chosen_anew(tmp_path: Path) -> None:
-    first = kept_ports(tmp_path, avoid=())
+    first = kept_ports(tmp_path, avoid=(), names=KEPT)
 
     with socket.create_server(("127.0.0.1", first["postgres"])):
-        second = kept_ports(tmp_path, avoid=())
+        second = kept_ports(tmp_path, avoid=(), names=KEPT)
 
     assert second["postgres"] != first["postgres"]
     assert {**second, "postgres": 0} == {**first, "postgres": 0}
-    assert kept_ports(tmp_path, avoid=()) == second
+    assert kept_ports(tmp_path, avoid=(), names=KEPT) == second
 
 
 def test_damaged_kept_ports_are_said(tmp_path: Path) -> None:
     (tmp_path / "ports.json").write_text("[]")
 
     with pytest.raises(CannotStart, match=r"ports\.json is not a JSON object of ports: delete it"):
-        kept_ports(tmp_path, avoid=())
+        kept_ports(tmp_path, avoid=(), names=KEPT)
 
 
 def _seven_free() -> int:

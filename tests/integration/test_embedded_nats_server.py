@@ -2,14 +2,16 @@
 
 import json
 import os
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import nats
 import pytest
 from nats.js.api import StreamConfig
 
-from ironcart.embedded.nats_server import PAYLOAD_MAX_BYTES, NatsServer
+from ironcart.embedded.nats_server import PAYLOAD_MAX_BYTES, NatsServer, can_write
 from ironcart.embedded.ports import free_port
 
 
@@ -86,3 +88,30 @@ def test_a_folder_with_spaces_and_accents_is_fine(tmp_path: Path) -> None:
 
     assert (server.store / "jetstream").is_dir()
     server.terminate()
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "alive"),
+    [
+        (200, '{"status":"ok"}', True),
+        (503, '{"status":"unavailable","error":"JetStream has no leader"}', True),
+        (503, '{"status":"unavailable","error":"JetStream stream x write error: no space"}', False),
+        (503, '{"status":"unavailable","error":"JetStream not enabled (10076)"}', False),
+    ],
+)
+def test_a_node_of_a_cluster_is_started_anew_only_for_what_that_mends(
+    status: int, said: str, alive: bool
+) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(said.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+
+        assert can_write(f"http://127.0.0.1:{server.server_port}/healthz")() is alive

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from heart_parts import QUICK, TRACE_ID, Bench, Kept, Pong, answered, bench, until, working
-from ironcart.toolkit import deadletters
 from ironcart.toolkit.broker import Outgoing
 from ironcart.toolkit.database import Transaction
-from ironcart.toolkit.loop import Message, consumer
+from ironcart.toolkit.loop import Message, Releases, consumer, releases
 from ironcart.toolkit.outcomes import Done, Fact, Outcome, Park, Poison, Refused, Retry, Unavailable
 
 NEIGHBOURS = 60
@@ -91,7 +90,7 @@ async def test_a_handler_that_raises_for_one_message_hurts_none_of_its_neighbour
     assert letter.headers["Ironcart-Service"] == "beta"
     assert letter.headers["Ironcart-Stream-Sequence"] == str(NEIGHBOURS // 2 + 1)
     assert json.loads(letter.headers["Ironcart-Headers"])["traceparent"].split("-")[1] == TRACE_ID
-    assert await names_in_inbox(parts) == NEIGHBOURS
+    assert await names_in_inbox(parts) == NEIGHBOURS + 1
     row = await parts.database.fetchrow("SELECT attempts, error FROM failures")
     assert row is not None
     assert row["attempts"] == QUICK.attempts_max == 8
@@ -121,7 +120,7 @@ async def test_retry_without_end_is_parked_when_its_attempts_are_used_up(parts: 
     assert handle.asked["never"] == 8
     assert letter.headers["Ironcart-Reason"] == "exhausted after 8 attempts"
     assert letter.headers["Ironcart-Error"] == "not yet"
-    assert await names_in_inbox(parts) == NEIGHBOURS
+    assert await names_in_inbox(parts) == NEIGHBOURS + 1
 
 
 @pytest.mark.parametrize("action", ["park", "poison"])
@@ -138,7 +137,8 @@ async def test_what_can_never_succeed_is_parked_at_once(parts: Bench, action: st
     reason = {"park": "needs a person", "poison": "these bytes make no sense"}[action]
     assert {each.headers["Ironcart-Reason"] for each in found} == {reason}
     assert {each.headers["Ironcart-Attempts"] for each in found} == {"0"}
-    assert await names_in_inbox(parts) == len(pongs) == NEIGHBOURS
+    assert len(pongs) == NEIGHBOURS
+    assert await names_in_inbox(parts) == NEIGHBOURS + 3
     assert info["delivered"]["consumer_seq"] == NEIGHBOURS + 3
 
 
@@ -192,26 +192,25 @@ async def test_the_largest_message_a_stream_takes_can_still_be_parked(parts: Ben
     assert json.loads(letter.headers["Ironcart-Headers"])["Header-7"]
 
 
-async def test_a_message_is_terminated_only_when_its_dead_letter_is_kept(
+async def test_a_letter_that_cannot_be_kept_at_once_is_kept_later(
     parts: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures = 2
+    async def away(broker: Any, letter: Outgoing) -> int:
+        raise Unavailable("the stream of dead letters is away")
 
-    async def fails_twice(broker: Any, letter: Outgoing) -> None:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise Unavailable("the stream of dead letters is away")
-        await deadletters.park(broker, letter)
-
-    monkeypatch.setattr(consumer, "park", fails_twice)
+    monkeypatch.setattr(consumer, "park", away)
+    monkeypatch.setattr(releases, "LETTER_AFTER_S", 0.0)
     await parts.send(parts.topology.ping("bad", action="park"))
     async with working(parts, Moody()):
+        await parts.settled()
+        assert await parts.dead_letters() == []
+        await Releases(parts.chassis, [parts.subscription(Moody())]).step()
         (letter,) = await letters(parts, 1)
-        info = await parts.settled()
 
     assert letter.headers["Ironcart-Reason"] == "needs a person"
-    assert info["delivered"]["consumer_seq"] == 3
+    row = await parts.database.fetchrow("SELECT letter_seq FROM parked")
+    assert row is not None
+    assert row["letter_seq"] == letter.seq
 
 
 async def test_a_refusal_in_a_handler_ends_the_service_and_parks_nothing(parts: Bench) -> None:

@@ -16,7 +16,7 @@ from ironcart.embedded.nats_server import NatsServer
 from ironcart.embedded.sandbox.server import SandboxServer
 from ironcart.events import OrderCancelled, OrderConfirmed, OrderRejected
 from ironcart.services.notifications.app import SERVICE, Settings
-from ironcart.services.notifications.handlers import Telling
+from ironcart.services.notifications.handlers.mail import Telling
 from ironcart.services.notifications.store import Notice, Store, Told
 from ironcart.toolkit.broker import Outgoing
 from ironcart.toolkit.database import Database

@@ -41,7 +41,9 @@ CREATE TABLE {0}.events (id uuid, aggregate_id text, version int, type text, sub
 CREATE TABLE {0}.inbox (event_id uuid PRIMARY KEY, stream text, stream_seq bigint);
 CREATE TABLE {0}.failures (stream text, stream_seq bigint, attempts int, error text,
     PRIMARY KEY (stream, stream_seq));
-CREATE TABLE {0}.jobs (key text PRIMARY KEY, due_at timestamptz, created_at timestamptz);
+CREATE TABLE {0}.jobs (key text PRIMARY KEY, due_at timestamptz, created_at timestamptz,
+    attempts int DEFAULT 0);
+CREATE TABLE {0}.parked (stream text, stream_seq bigint, state text);
 """
 SERVICE_TABLES = """
 CREATE TABLE orders.orders (order_id text PRIMARY KEY, customer_id text, status text,

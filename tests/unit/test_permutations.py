@@ -33,6 +33,7 @@ from ironcart.services.orders.handlers.table import STATUS, TABLE, Cancel
 from ironcart.services.orders.store import Order
 from ironcart.services.payments import handlers as payments
 from ironcart.services.payments.gateway import Canceled, Declined, Refunded, Succeeded
+from ironcart.services.payments.handlers import take
 from ironcart.services.payments.store import Payment
 from ironcart.toolkit.broker import Delivery
 from ironcart.toolkit.envelope import Envelope
@@ -218,9 +219,7 @@ class Till:
         self.said: list[str] = []
 
     def deliver(self, batch: Iterable[Message], held: bool) -> None:
-        decided = payments._Batch(
-            dict(self.rows), {ORDER} if held else set(), "EUR", "pm_card_visa"
-        )
+        decided = take._Batch(dict(self.rows), {ORDER} if held else set(), "EUR", "pm_card_visa")
         for each in batch:
             outcome = decided.deal_with(each)
             assert isinstance(outcome, Done)

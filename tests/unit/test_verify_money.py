@@ -80,7 +80,9 @@ def test_a_refund_of_a_confirmed_order_needs_refund_issued(tmp_path: Path) -> No
     world = clean_world()
     _charge(world, "ORD-1")["refunded"] = 1000
     world.payments["ORD-1"]["refunded_minor"] = 1000
-    assert "confirmed, refunded without RefundIssued" in faults_of(world, tmp_path, "I3")
+    assert "confirmed, refunded otherwise than RefundIssued says" in faults_of(
+        world, tmp_path, "I3"
+    )
 
     money = {"order_id": "ORD-1", "amount": 10.0, "currency": "EUR", "reference": "re"}
     world.emit("payments", "RefundIssued", "ORD-1", money, None)
@@ -91,6 +93,26 @@ def test_a_refund_of_a_confirmed_order_needs_refund_issued(tmp_path: Path) -> No
     assert findings["I3"].ok
     assert findings["I5"].ok
     assert findings["I3"].figures["EUR net"] == 2 * 3998 - 1000
+
+
+def test_partial_refunds_add_up_and_may_not_exceed_what_was_paid(tmp_path: Path) -> None:
+    world = clean_world()
+    for amount in (10.0, 2.5):
+        money = {"order_id": "ORD-1", "amount": amount, "currency": "EUR", "reference": "re"}
+        world.emit("payments", "RefundIssued", "ORD-1", money, None)
+    world.payments["ORD-1"]["refunded_minor"] = _charge(world, "ORD-1")["refunded"] = 1250
+    assert examine(world, tmp_path)["I3"].ok
+
+    _charge(world, "ORD-1")["refunded"] = 1000
+    assert faults_of(world, tmp_path, "I3").keys() == {
+        "confirmed, refunded otherwise than RefundIssued says",
+        "refunds differ between our ledger and the gateway",
+        "EUR: net 6996, orders explain 6746",
+    }
+
+    money = {"order_id": "ORD-1", "amount": 30.0, "currency": "EUR", "reference": "re"}
+    world.emit("payments", "RefundIssued", "ORD-1", money, None)
+    assert "RefundIssued for more than was paid" in faults_of(world, tmp_path, "I3")
 
 
 def test_a_charge_for_an_order_nobody_knows_is_seen(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ironcart.services.audit.handlers import entry_of
+from ironcart.toolkit.broker import Delivery
 from ironcart.verify.facts import CannotReadError
 from ironcart.verify.loadlog import read_logs
 from ironcart.verify.rundata import read_run
@@ -96,6 +98,8 @@ def test_no_bytes_make_the_reader_raise(body: bytes) -> None:
     assert read_event("ORDERS", 1, "orders.created", body).seq == 1
 
 
+# A busy machine is no reason to fail.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, ANY_JSON)))
 def test_no_json_makes_the_reader_raise(fields: dict[str, object]) -> None:
     assert read_event("ORDERS", 1, "orders.created", json.dumps(fields).encode()).seq == 1
@@ -124,6 +128,38 @@ def test_text_that_no_database_or_terminal_takes_makes_no_reader_raise(
 
     event.type.encode()
     event.aggregate.encode()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '"plain"',
+        '"0af76519-16cd-43dd-8448-eb211c80319c"',
+        '"\\u0000"',
+        '"a\\u0000b"',
+        '"a\\\\u0000b"',
+        '"\\ud800"',
+        '"\\uD83D\\uDE00"',
+        '""',
+        f'"{"x" * 128}"',
+        f'"{"x" * 129}"',
+        "5",
+        "null",
+    ],
+)
+def test_audit_and_verify_read_the_same_id_whatever_is_written(written: str) -> None:
+    names = '"type":"T","aggregate_id":"A","timestamp":"t","trace_id":"x","data":{}'
+    for body in (
+        f'{{"id":{written},{names}}}',
+        f'{{{names},"other":{written},"id":"x"}}',
+        f'\ufeff{{"id":{written},{names}}}',
+        f'{{"id":{written},{names}}} {{}}',
+    ):
+        delivery = Delivery("ORDERS", 1, "orders.created", body.encode(), {}, 1, 0.0, "")
+
+        audited = entry_of(delivery).event_id
+
+        assert read_event("ORDERS", 1, "orders.created", body.encode()).id == key_of(audited)
 
 
 def test_garbage_is_no_event_but_keeps_its_id() -> None:

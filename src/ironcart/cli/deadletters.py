@@ -1,7 +1,8 @@
-"""`ironcart deadletters list·show`: what was set aside, and why."""
+"""`ironcart deadletters list·show·edit·replay·discard`: what was set aside, why, and its repair."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import getpass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -9,12 +10,15 @@ from typing import Annotated, TypeVar
 import typer
 
 from ironcart.cli import address
+from ironcart.cli.repair import Row, Who, repairing, rows
 from ironcart.toolkit.broker import Broker
 from ironcart.toolkit.deadletters import DeadLetter, find, read
-from ironcart.toolkit.outcomes import Unavailable
+from ironcart.toolkit.outcomes import Refused, Unavailable
 
 CONNECT_TIMEOUT_S = 5.0
 LISTED_DEFAULT = 100
+REPLAYS_A_SECOND = 50.0
+UNRESOLVED = ("parked", "released")
 BODY_CHARACTERS_SHOWN_MAX = 4_000
 
 SHOWN = (
@@ -30,7 +34,11 @@ SHOWN = (
     "headers",
 )
 
-app = typer.Typer(help="See what was set aside, and why.", no_args_is_help=True)
+By = Annotated[str, typer.Option(help="Who does it, for the audit trail; default: you.")]
+Why = Annotated[str, typer.Option(help="Why, for the audit trail.")]
+Databases = Mapping[str, str]
+
+app = typer.Typer(help="See what was set aside and why, and repair it.", no_args_is_help=True)
 T = TypeVar("T")
 
 
@@ -40,29 +48,35 @@ def list_letters(
     limit: Annotated[int, typer.Option(min=1, help="How many at most, oldest first.")] = (
         LISTED_DEFAULT
     ),
+    everything: Annotated[
+        bool, typer.Option("--all", help="Those that were dealt with, too.")
+    ] = False,
     data: address.Data = address.DATA_DEFAULT,
 ) -> None:
-    """List dead letters, oldest first, a line each."""
+    """List dead letters that wait for a person, oldest first, a line each."""
 
-    async def gather(broker: Broker) -> list[DeadLetter]:
-        found: list[DeadLetter] = []
-        async for letter in read(broker):
-            if service in ("", letter.service):
-                found.append(letter)
+    async def gather(broker: Broker, databases: Databases) -> list[tuple[DeadLetter, str]]:
+        known = await rows(databases)
+        found: list[tuple[DeadLetter, str]] = []
+        async for letter in _distinct(broker):
+            row = known.get((letter.service, letter.stream, letter.stream_seq))
+            state = "parked" if row is None else row.state
+            waiting = f", {row.waiting} behind" if row is not None and row.waiting else ""
+            if service in ("", letter.service) and (everything or state in UNRESOLVED):
+                found.append((letter, state + waiting))
             if len(found) == limit:
                 break
         return found
 
-    letters = _with_broker(data, gather)
+    letters = _ask(data, gather)
     if not letters:
         print("no dead letters")
         return
-    for each in letters:
+    for each, state in letters:
         origin = f"{each.subject} {each.stream_seq}"
         who = f"{each.service:<13} {each.type:<14}"
-        print(
-            f"{each.seq:>6}  {each.parked_at}  {who} x{each.attempts}  {origin:<32}  {each.reason}"
-        )
+        line = f"{each.seq:>6}  {each.parked_at}  {who} x{each.attempts}  {origin:<32}"
+        print(f"{line}  {each.reason} [{state}]")
 
 
 @app.command("show")
@@ -72,24 +86,170 @@ def show_letter(
     data: address.Data = address.DATA_DEFAULT,
 ) -> None:
     """Show one dead letter whole: why, from where, and the original bytes."""
-    letter = _with_broker(data, lambda broker: find(broker, seq))
-    if letter is None:
-        typer.echo(f"ironcart deadletters: there is no dead letter {seq}", err=True)
-        raise typer.Exit(1)
+
+    async def look(broker: Broker, databases: Databases) -> tuple[DeadLetter, Row | None]:
+        letter = await _find(broker, seq)
+        place = letter.service, letter.stream, letter.stream_seq
+        return letter, (await rows(databases)).get(place)
+
+    letter, row = _ask(data, look)
     if raw:
         typer.get_binary_stream("stdout").write(letter.body)
         return
     for name in SHOWN:
         print(f"{name:>11}: {getattr(letter, name)}")
-    text = letter.body.decode(errors="backslashreplace")
+    if row is not None:
+        print(
+            f"{'state':>11}: {row.state}, replayed {row.replays} times, {row.waiting} wait behind"
+        )
+        if row.reason != letter.reason:
+            print(f"{'last reason':>11}: {row.reason}")
+    print(f"{'body':>11}: {_shown(letter.body)}")
+    if row is not None and row.edited is not None:
+        print(f"{'edited':>11}: {_shown(row.edited)}")
+
+
+@app.command("edit")
+def edit_letter(
+    seq: Annotated[int, typer.Argument(help="Its number in the list.")],
+    file: Annotated[
+        typer.FileBinaryRead, typer.Option(help="The new body, a whole event; - for the input.")
+    ],
+    by: By = "",
+    why: Why = "",
+    data: address.Data = address.DATA_DEFAULT,
+) -> None:
+    """Replace what will be replayed, once it is what its service can read."""
+    body, who = file.read(), _who(by, why)
+
+    async def act(broker: Broker, databases: Databases) -> None:
+        letter = await _find(broker, seq)
+        async with repairing(letter, databases) as repair:
+            await repair.edit(body, who)
+
+    _ask(data, act)
+    print(f"{seq}: edited; `ironcart deadletters replay {seq}` has it dealt with")
+
+
+@app.command("replay")
+def replay_letters(
+    seqs: Annotated[list[int] | None, typer.Argument(help="Their numbers in the list.")] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All that are parked.")] = False,
+    service: Annotated[str, typer.Option(help="With --all: only those of this service.")] = "",
+    dry_run: Annotated[bool, typer.Option(help="Check and say what would be done.")] = False,
+    rate: Annotated[float, typer.Option(min=0.1, help="How many a second, at most.")] = (
+        REPLAYS_A_SECOND
+    ),
+    force: Annotated[bool, typer.Option(help="Also what keeps coming back.")] = False,
+    by: By = "",
+    why: Why = "",
+    data: address.Data = address.DATA_DEFAULT,
+) -> None:
+    """Have messages dealt with again, each followed by what waits behind it, in order.
+
+    Exit 1 when one is refused; the others are replayed.
+    """
+    if bool(seqs) == everything:
+        raise Refused("name the dead letters, or say --all")
+    who = _who(by, why)
+
+    async def act(broker: Broker, databases: Databases) -> int:
+        chosen = [await _find(broker, seq) for seq in seqs or ()]
+        if everything:
+            chosen = await _parked(broker, databases, service)
+        refused = 0
+        for letter in chosen:
+            try:
+                await _replay(letter, databases, who, dry_run=dry_run, force=force)
+            except Refused as error:
+                refused += 1
+                typer.echo(f"ironcart deadletters: {error}", err=True)
+            else:
+                await asyncio.sleep(0 if dry_run else 1 / rate)
+        return refused
+
+    if _ask(data, act):
+        raise typer.Exit(1)
+
+
+@app.command("discard")
+def discard_letter(
+    seq: Annotated[int, typer.Argument(help="Its number in the list.")],
+    why: Annotated[str, typer.Option(help="Why it is given up.")],
+    by: By = "",
+    data: address.Data = address.DATA_DEFAULT,
+) -> None:
+    """Give a message up for good; what waits behind it goes on."""
+    if not why.strip():
+        raise Refused("say why (--why): it is kept in the audit trail")
+    who = _who(by, why)
+
+    async def act(broker: Broker, databases: Databases) -> int:
+        letter = await _find(broker, seq)
+        async with repairing(letter, databases) as repair:
+            await repair.discard(who)
+            return repair.row.waiting
+
+    waiting = _ask(data, act)
+    print(f"{seq}: discarded; {waiting} go on behind it")
+
+
+async def _replay(
+    letter: DeadLetter, databases: Databases, who: Who, *, dry_run: bool, force: bool
+) -> None:
+    async with repairing(letter, databases) as repair:
+        message = repair.may_be_replayed(force=force)
+        if not dry_run:
+            await repair.replay(who, force=force)
+    done = "would be replayed" if dry_run else "replayed"
+    what = f"{message.envelope.type} of {message.envelope.aggregate_id}"
+    print(f"{letter.seq}: {what} {done} by {letter.service}, {repair.row.waiting} behind it")
+
+
+async def _parked(broker: Broker, databases: Databases, service: str) -> list[DeadLetter]:
+    known = await rows(databases)
+    found: list[DeadLetter] = []
+    async for letter in _distinct(broker):
+        row = known.get((letter.service, letter.stream, letter.stream_seq))
+        parked = row is not None and row.state == "parked"
+        if parked and service in ("", letter.service):
+            found.append(letter)
+    return found
+
+
+async def _distinct(broker: Broker) -> AsyncIterator[DeadLetter]:
+    """Every message that was set aside, once, by its first letter."""
+    seen: set[tuple[str, str, int]] = set()
+    async for letter in read(broker):
+        place = letter.service, letter.stream, letter.stream_seq
+        if place not in seen:
+            seen.add(place)
+            yield letter
+
+
+async def _find(broker: Broker, seq: int) -> DeadLetter:
+    letter = await find(broker, seq)
+    if letter is None:
+        raise Refused(f"there is no dead letter {seq}")
+    return letter
+
+
+def _who(by: str, why: str) -> Who:
+    return Who(by or getpass.getuser(), why)
+
+
+def _shown(body: bytes) -> str:
+    text = body.decode(errors="backslashreplace")
     shown = text[:BODY_CHARACTERS_SHOWN_MAX]
-    print(f"{'body':>11}: {shown}{' …' if len(shown) < len(text) else ''}")
+    return f"{shown}{' …' if len(shown) < len(text) else ''}"
 
 
-def _with_broker(data: Path, ask: Callable[[Broker], Awaitable[T]]) -> T:
+def _ask(data: Path, ask: Callable[[Broker, Databases], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with connected(address.find(data).nats_url) as broker:
-            return await ask(broker)
+        where = address.find(data)
+        async with connected(where.nats_url) as broker:
+            return await ask(broker, where.databases)
 
     return asyncio.run(run())
 

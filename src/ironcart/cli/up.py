@@ -11,12 +11,13 @@ from typing import Annotated
 
 import typer
 
+from ironcart.embedded.cluster import elected
 from ironcart.embedded.folder import claim
 from ironcart.embedded.ports import SERVICES
 from ironcart.embedded.process import CannotStart
 from ironcart.embedded.status import StatusLine
 from ironcart.embedded.supervisor import Supervisor
-from ironcart.embedded.system import BROKER, LOAD, POSTGRES, SANDBOX, System
+from ironcart.embedded.system import LOAD, POSTGRES, SANDBOX, System
 from ironcart.toolkit.outcomes import IroncartError
 from ironcart.toolkit.settings import environment
 
@@ -33,16 +34,18 @@ def up(
         ".ironcart"
     ),
     port: Annotated[int, typer.Option(help="First of seven ports in a row.")] = 8080,
-    nats_nodes: Annotated[int, typer.Option(help="Nodes of the broker.")] = 1,
+    nats_nodes: Annotated[
+        int | None,
+        typer.Option(help="Nodes of the broker: 1, 3 or 5; by default as the folder has, else 1."),
+    ] = None,
     load: Annotated[int, typer.Option(min=0, help="Orders to place a second.")] = 0,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C."""
-    if nats_nodes != 1:
-        typer.echo("ironcart up: --nats-nodes: only 1 for now, a cluster comes later", err=True)
-        raise typer.Exit(2)
     try:
         lock = claim(data)
-        system = System(data, first_port=port, environ=environment(), lock=lock)
+        system = System(
+            data, first_port=port, environ=environment(), lock=lock, nats_nodes=nats_nodes
+        )
         fault = asyncio.run(Session(system).run(load))
     except CannotStart as error:
         fault = str(error)
@@ -85,9 +88,11 @@ class Session:
         system = self._system
         try:
             self._tell("starting the broker and the database")
-            supervisor.start(system.broker.child())
+            supervisor.start(*(node.child() for node in system.brokers))
             supervisor.start(await asyncio.to_thread(system.postgres.child))
-            await supervisor.ready((BROKER, POSTGRES), SERVERS_TIMEOUT_S)
+            names = [node.name for node in system.brokers]
+            await supervisor.ready((*names, POSTGRES), SERVERS_TIMEOUT_S)
+            await elected(system.brokers, SERVERS_TIMEOUT_S)
             await provision(system.environ())
             self._tell("starting the sandbox and the services")
             supervisor.start(system.sandbox(), *system.services())
@@ -116,7 +121,8 @@ class Session:
         self._system.forget_run()
         self._tell("stopping: what is in hand is finished first")
         await supervisor.stop((LOAD, *SERVICES), DRAIN_TIMEOUT_S)
-        await supervisor.stop((SANDBOX, BROKER, POSTGRES), SERVERS_STOP_TIMEOUT_S)
+        names = [node.name for node in self._system.brokers]
+        await supervisor.stop((SANDBOX, *names, POSTGRES), SERVERS_STOP_TIMEOUT_S)
         self._tell("stopped")
 
     def _changed(self) -> None:

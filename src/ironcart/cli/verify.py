@@ -25,6 +25,10 @@ def verify(
     expect_dead_letters: Annotated[
         int, typer.Option(min=0, help="How many dead letters were injected on purpose.")
     ] = 0,
+    terminal_within: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds within which 99 in 100 orders have to end."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as one JSON line.")
     ] = False,
@@ -43,7 +47,13 @@ def verify(
     gc.disable()
     try:
         report = uvloop.run(
-            judge(data, settle_s=settle, expected_dead_letters=expect_dead_letters, tell=tell)
+            judge(
+                data,
+                settle_s=settle,
+                expected_dead_letters=expect_dead_letters,
+                terminal_within_s=terminal_within,
+                tell=tell,
+            )
         )
     except CannotReadError as error:
         print(f"ironcart verify: cannot read: {error}", file=sys.stderr)

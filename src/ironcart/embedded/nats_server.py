@@ -1,14 +1,19 @@
-"""The real nats-server, from its wheel: one node with JetStream that syncs every write."""
+"""The real nats-server, from its wheel: a node with JetStream that syncs every write, alone or in a
+cluster with others on this machine."""
 
 import json
 import shutil
 import sys
 import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ironcart.embedded.folder import write_file
 from ironcart.embedded.ports import HOST
-from ironcart.embedded.process import CannotStart, Child, Server, http_ready
+from ironcart.embedded.process import CHECK_TIMEOUT_S, CannotStart, Child, Server, http_ready
 
 PAYLOAD_MAX_BYTES = 1_048_576
 FILE_STORE_MAX = "32GiB"
@@ -29,6 +34,18 @@ jetstream {{
   sync_interval: always
 }}
 """
+# What a server's health page says after it could not write, until it is started anew.
+CANNOT_WRITE = (b"write error", b"JetStream not enabled")
+CLUSTER_NAME = "ironcart"
+CLUSTER_CONFIG = """\
+cluster {{
+  name: {cluster}
+  listen: "{host}:{route_port}"
+  routes: {routes}
+  # Clients are told every node at start, and may be meant to reach them through something else.
+  no_advertise: true
+}}
+"""
 
 
 def binary() -> Path:
@@ -43,6 +60,37 @@ def binary() -> Path:
     return Path(on_path)
 
 
+def can_write(url: str) -> Callable[[], bool]:
+    """Return a check that is false when the health page at `url` tells of a failed write."""
+
+    def check() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_S):  # noqa: S310 - ours
+                return True
+        except urllib.error.HTTPError as error:
+            said = error.read()
+            return not any(words in said for words in CANNOT_WRITE)
+        except OSError:
+            return True
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """A node's place in a cluster: the port it listens on for the others, and everybody's."""
+
+    port: int
+    all_ports: tuple[int, ...]
+
+    def config(self) -> str:
+        """Return what the server's configuration says about it."""
+        routes = [f"nats://{HOST}:{port}" for port in self.all_ports]
+        return CLUSTER_CONFIG.format(
+            cluster=CLUSTER_NAME, host=HOST, route_port=self.port, routes=json.dumps(routes)
+        )
+
+
 class NatsServer(Server):
     """One node. Its stream store is `folder/NAME`, its configuration beside it."""
 
@@ -53,6 +101,7 @@ class NatsServer(Server):
         port: int,
         monitor_port: int,
         name: str = "broker-1",
+        routes: Routes | None = None,
         log: Path | None = None,
         inherit: tuple[int, ...] = (),
     ) -> None:
@@ -62,6 +111,7 @@ class NatsServer(Server):
         self.monitor_url = f"http://{HOST}:{monitor_port}"
         self._config = self.store.with_name(f"{name}.conf")
         self._ports = (port, monitor_port)
+        self._routes = routes
         self._log = log or self.store.with_name(f"{name}.log")
         self._inherit = inherit
 
@@ -80,11 +130,14 @@ class NatsServer(Server):
             file_store_max=FILE_STORE_MAX,
             memory_store_max=MEMORY_STORE_MAX,
         )
-        write_file(self._config, config)
+        write_file(self._config, config + (self._routes.config() if self._routes else ""))
         return Child(
             name=self.name,
             argv=(str(binary()), "-c", str(self._config)),
             log=self._log,
             ready=http_ready(f"{self.monitor_url}/healthz"),
+            # After its disk was full or failed, a stream takes nothing until the server starts
+            # anew; a node of a cluster may also be unwell because others are.
+            alive=(can_write if self._routes else http_ready)(f"{self.monitor_url}/healthz"),
             inherit=self._inherit,
         )

@@ -12,7 +12,7 @@ from ironcart.embedded.process import CannotStart
 HOST = "127.0.0.1"
 SERVICES = ("orders", "inventory", "payments", "notifications", "audit")
 HTTP_ORDER = (*SERVICES, "console", "sandbox")
-KEPT = ("broker", "broker_monitor", "postgres", "smtp")
+KEPT = ("postgres", "smtp")
 PORTS_FILE = "ports.json"
 
 # Below the ranges outgoing connections take theirs from (Linux 32768, macOS 49152): a client
@@ -62,7 +62,7 @@ def http_ports(first: int) -> dict[str, int]:
     return ports
 
 
-def kept_ports(folder: Path, avoid: Iterable[int]) -> Mapping[str, int]:
+def kept_ports(folder: Path, avoid: Iterable[int], names: Iterable[str]) -> Mapping[str, int]:
     """Return the ports kept in `folder`, choosing those that are missing or taken meanwhile."""
     path = folder / PORTS_FILE
     try:
@@ -73,7 +73,7 @@ def kept_ports(folder: Path, avoid: Iterable[int]) -> Mapping[str, int]:
         raise CannotStart(f"{path} is not a JSON object of ports: delete it") from None
     taken = set(avoid)
     ports: dict[str, int] = {}
-    for name in KEPT:
+    for name in names:
         port = kept.get(name, 0)
         if not 0 < port <= LAST_PORT or port in taken or not is_free(port):
             port = free_port(avoid=taken)

@@ -2,50 +2,58 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ironcart.embedded.cluster import REPLICAS_MAX, cluster_size, nodes, port_names
 from ironcart.embedded.folder import master_key, write_file
-from ironcart.embedded.nats_server import NatsServer
 from ironcart.embedded.placement import is_placed
-from ironcart.embedded.ports import HOST, SERVICES, http_ports, kept_ports
+from ironcart.embedded.ports import HOST, KEPT, SERVICES, http_ports, kept_ports
 from ironcart.embedded.postgres import Postgres
 from ironcart.embedded.process import Child, http_ready, ports_ready
 from ironcart.embedded.supervisor import Part
 
-BROKER = "broker-1"
 POSTGRES = "postgres"
 SANDBOX = "sandbox"
 LOAD = "load"
 RUN_FILE = "run.json"
 DRAIN_TIMEOUT_S = "30"
 CLI = (sys.executable, "-m", "ironcart.cli")
+# Where a person may send one service, and only that one: through a proxy, say.
+ADDRESSES = (
+    *("NATS_URL", "NATS_MONITOR_URL", "DATABASE_URL", "VAULT_DATABASE_URL"),
+    *("STRIPE_API_KEY", "STRIPE_API_BASE", "SMTP_URL"),
+)
 
 
 class System:
     """What runs for the data folder `folder`; `lock` is its open lock, which every part holds.
 
-    Raises `CannotStart` when a port is taken or the folder is damaged.
+    `nats_nodes` is the number of the broker's nodes; None leaves it as the folder has it. Raises
+    `CannotStart` when a port is taken, the folder is damaged or has another number of nodes.
     """
 
     def __init__(
-        self, folder: Path, *, first_port: int, environ: Mapping[str, str], lock: int
+        self,
+        folder: Path,
+        *,
+        first_port: int,
+        environ: Mapping[str, str],
+        lock: int,
+        nats_nodes: int | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self._environ = environ
         self._lock = lock
         self.forget_run()
         self.ports = http_ports(first_port)
-        self._kept = kept_ports(self.folder, avoid=self.ports.values())
+        stores = self.folder / "nats"
+        size = cluster_size(stores, nats_nodes)
+        kept = (*port_names(size), *KEPT)
+        self._kept = kept_ports(self.folder, avoid=self.ports.values(), names=kept)
         self._master_key = master_key(self.folder, may_create=not is_placed(self.folder))
-        self.broker = NatsServer(
-            self.folder / "nats",
-            port=self._kept["broker"],
-            monitor_port=self._kept["broker_monitor"],
-            name=BROKER,
-            log=self.log_of(BROKER),
-            inherit=(lock,),
-        )
+        logs = self.folder / "logs"
+        self.brokers = nodes(stores, size, self._kept, logs=logs, inherit=(lock,))
         self.postgres = Postgres(
             self.folder,
             port=self._kept["postgres"],
@@ -62,31 +70,40 @@ class System:
         return f"http://{HOST}:{self.ports[name]}"
 
     def environ(self) -> dict[str, str]:
-        """Return what provisioning and the services are told, but for a service's own port.
+        """Return what provisioning is told, and the services but for what is one service's own.
 
-        The rest of our environment is passed on, save what would send one service elsewhere.
+        The rest of our environment is passed on, save what is meant for one service and ours to
+        say: what we run is provisioned, wherever that service is sent.
         """
         own = {
-            "NATS_URL": self.broker.url,
-            "NATS_MONITOR_URL": self.broker.monitor_url,
+            "NATS_URL": ",".join(node.url for node in self.brokers),
+            "NATS_MONITOR_URL": ",".join(node.monitor_url for node in self.brokers),
             "DATABASE_URL": self.postgres.url,
             "VAULT_DATABASE_URL": self.postgres.url,
             "MASTER_KEY": self._master_key,
             "STRIPE_API_KEY": "sk_test_sandbox",
             "STRIPE_API_BASE": self.url_of(SANDBOX),
+            "STRIPE_WEBHOOK_SECRETS": "whsec_sandbox",
             "SMTP_URL": f"smtp://{HOST}:{self._kept['smtp']}",
             "AUTH": "off",
             "HOST": HOST,
         }
-        fixed = {*own, "PORT"}
-        hidden = {f"IRONCART_{name.upper()}_{key}" for name in SERVICES for key in fixed}
+        hidden = {key for name in SERVICES for key in _keys_of(name, {*own, *ADDRESSES, "PORT"})}
         passed = {key: value for key, value in self._environ.items() if key not in hidden}
-        defaults = {"IRONCART_LOG_LEVEL": "info", "IRONCART_DRAIN_TIMEOUT_S": DRAIN_TIMEOUT_S}
+        defaults = {
+            "IRONCART_LOG_LEVEL": "info",
+            "IRONCART_WEBHOOKS_ALLOW_PRIVATE": "true",
+            "IRONCART_DRAIN_TIMEOUT_S": DRAIN_TIMEOUT_S,
+            "IRONCART_STREAM_REPLICAS": str(min(len(self.brokers), REPLICAS_MAX)),
+        }
         return defaults | passed | {f"IRONCART_{key}": value for key, value in own.items()}
 
     def services(self) -> list[Child]:
-        """Say how to run the five services."""
-        environ = self.environ()
+        """Say how to run the five services; an address set for one of them wins over ours."""
+        elsewhere = {key for name in SERVICES for key in _keys_of(name, ADDRESSES)}
+        environ = self.environ() | {
+            key: value for key, value in self._environ.items() if key in elsewhere
+        }
         return [
             Child(
                 name=name,
@@ -143,10 +160,10 @@ class System:
                 name: {"url": self.url_of(name), "pids": [parts[name].pid]} for name in SERVICES
             },
             "nats": {
-                "urls": [self.broker.url],
-                "pids": [parts[BROKER].pid],
-                "stores": [str(self.broker.store)],
-                "monitor_urls": [self.broker.monitor_url],
+                "urls": [node.url for node in self.brokers],
+                "pids": [parts[node.name].pid for node in self.brokers],
+                "stores": [str(node.store) for node in self.brokers],
+                "monitor_urls": [node.monitor_url for node in self.brokers],
             },
             "postgres": postgres,
             "sandbox": {
@@ -156,3 +173,7 @@ class System:
             },
         }
         write_file(self.folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
+
+
+def _keys_of(service: str, names: Iterable[str]) -> set[str]:
+    return {f"IRONCART_{service.upper()}_{name}" for name in names}

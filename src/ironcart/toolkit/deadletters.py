@@ -9,9 +9,10 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from ironcart.toolkit.broker import Broker, BrokerError, Delivery, Outgoing, publish
 from ironcart.toolkit.topology import DEAD_LETTERS
@@ -21,6 +22,8 @@ REASON_CHARACTERS_MAX = 500
 ERROR_CHARACTERS_MAX = 2_000
 ORIGINAL_HEADER_BYTES_MAX = 16_000
 MESSAGE_NOT_FOUND = 10037
+# Last words of the subjects that tell what was done about a dead letter; they are none.
+REPAIRED = ("edited", "replayed", "discarded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,13 @@ def dead_letter(
     return Outgoing(message_id, f"dlq.{service}.{kind}", delivery.body, headers)
 
 
-async def park(broker: Broker, letter: Outgoing) -> None:
-    """Have a dead letter kept; returns once its stream has it, else raises `Unavailable`."""
-    await publish(broker, [letter])
+async def park(broker: Broker, letter: Outgoing) -> int:
+    """Have a dead letter kept; returns its place once its stream has it, else raises `Unavailable`.
+
+    A repeat, within the stream's memory of ids, gives the same place.
+    """
+    (seq,) = await publish(broker, [letter])
+    return seq
 
 
 async def read(broker: Broker, first_seq: int = 1) -> AsyncIterator[DeadLetter]:
@@ -85,15 +92,19 @@ async def find(broker: Broker, seq: int) -> DeadLetter | None:
 
 
 async def _next(broker: Broker, seq: int) -> DeadLetter | None:
-    try:
-        found = await broker.api(
-            f"STREAM.MSG.GET.{DEAD_LETTERS}", {"seq": seq, "next_by_subj": "dlq.>"}
-        )
-    except BrokerError as error:
-        if error.err_code == MESSAGE_NOT_FOUND:
-            return None
-        raise
-    return _parse(found["message"])
+    while True:
+        try:
+            found = await broker.api(
+                f"STREAM.MSG.GET.{DEAD_LETTERS}", {"seq": seq, "next_by_subj": "dlq.>"}
+            )
+        except BrokerError as error:
+            if error.err_code == MESSAGE_NOT_FOUND:
+                return None
+            raise
+        message = found["message"]
+        if message["subject"].rpartition(".")[2] not in REPAIRED:
+            return _parse(message)
+        seq = message["seq"] + 1
 
 
 def _parse(message: Mapping[str, Any]) -> DeadLetter:
@@ -120,3 +131,51 @@ def _one_line(text: str, characters_max: int) -> str:
     """Fit text into a header: printable ASCII, one line; a NATS header ends at a line break."""
     clean = text.encode("ascii", "backslashreplace").decode()
     return "".join(c if c.isprintable() else " " for c in clean)[:characters_max].strip()
+
+
+class DeadLetterEdited(Struct, frozen=True):
+    """A person has changed what is to be replayed; the original stays. No body is told."""
+
+    service: str
+    stream: str
+    stream_seq: int
+    event_id: str
+    by: str
+    why: str
+    body_sha256: str
+
+
+class DeadLetterReplayed(Struct, frozen=True):
+    """A person has let a message, and what waits behind it, be dealt with again."""
+
+    service: str
+    stream: str
+    stream_seq: int
+    event_id: str
+    by: str
+    why: str
+    replays: int
+
+
+class DeadLetterDiscarded(Struct, frozen=True):
+    """A person has decided that a message is never dealt with; what waits behind it goes on."""
+
+    service: str
+    stream: str
+    stream_seq: int
+    event_id: str
+    by: str
+    why: str
+
+
+# What a person does is told on the stream of dead letters, by the service concerned.
+ACTIONS: Final[Mapping[str, str]] = {
+    DeadLetterEdited.__name__: "deadletters.edited",
+    DeadLetterReplayed.__name__: "deadletters.replayed",
+    DeadLetterDiscarded.__name__: "deadletters.discarded",
+}
+
+
+def letter_aggregate(service: str, seq: int) -> str:
+    """The aggregate of what is done about one dead letter."""
+    return f"dlq-{service}-{seq}"

@@ -93,11 +93,20 @@ class Jobs(Generic[P, R]):
         outbox: Outbox,
         *,
         closed_for_s: Callable[[], float] = lambda: 0.0,
+        only: str = "",
+        calls_max: int = CALLS_IN_FLIGHT_MAX,
     ) -> None:
-        """`closed_for_s` says for how long no call may be made: a breaker's wait."""
+        """`closed_for_s` says for how long no call may be made: a breaker's wait.
+
+        A service with several kinds of jobs has one of these for each, and `only` is the SQL
+        condition on `key` that tells its own from the others': neither waits for the other.
+        """
         self._work, self._database = work, database
         self._history, self._outbox = history, outbox
         self._closed_for_s = closed_for_s
+        own = f"WHERE {only} AND due_at" if only else "WHERE due_at"
+        self._lease_sql = _LEASE.replace("WHERE due_at", own)
+        self._calls_max = calls_max
         self._in_hand: asyncio.Queue[_Job[P]] = asyncio.Queue()
         self._calling = 0
         self._stopping = asyncio.Event()
@@ -171,7 +180,7 @@ class Jobs(Generic[P, R]):
                 group.create_task(self._settling.run()),
                 group.create_task(self._postponing.run()),
             ]
-            callers = [group.create_task(self._caller()) for _ in range(CALLS_IN_FLIGHT_MAX)]
+            callers = [group.create_task(self._caller()) for _ in range(self._calls_max)]
             await self._lease_what_is_due()
             for _ in callers:  # One wake-up for each caller; those in a call finish it first.
                 self._in_hand.put_nowait(_WAKE)
@@ -199,7 +208,7 @@ class Jobs(Generic[P, R]):
         lease = uuid.uuid4()
         leased_at = time.monotonic()
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(_LEASE, count_max, LEASE_S, lease)
+            rows = await connection.fetch(self._lease_sql, count_max, LEASE_S, lease)
             keys = [row["key"] for row in rows]
             payloads = await self._work.load(connection, keys) if keys else {}
             if idle := [key for key in keys if key not in payloads]:

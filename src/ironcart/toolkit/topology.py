@@ -78,7 +78,10 @@ class Durable:
 
 
 DEAD_LETTER_STREAM = Stream(
-    DEAD_LETTERS, "every service", ("dlq.>",), message_bytes_max=DEAD_LETTER_BYTES_MAX
+    DEAD_LETTERS,
+    "every service",
+    ("dlq.>", "deadletters.*"),
+    message_bytes_max=DEAD_LETTER_BYTES_MAX,
 )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import asyncpg
 
 from ironcart.verify.checks.audit import Entry, Trail
-from ironcart.verify.checks.histories import STREAM_OF, Histories, Recorded
+from ironcart.verify.checks.histories import REPAIRS, STREAM_OF, Histories, Recorded
 from ironcart.verify.facts import (
+    DEAD_LETTERS,
     SERVICES,
     TERMINAL,
     CannotReadError,
@@ -25,6 +26,8 @@ CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 300.0
 PREFETCH_ROWS = 2_000
 OLD_JOB_S = 60
+OVERDUE_S = 30
+RESOLVED = frozenset({"replayed", "discarded"})
 TABLES = (
     "orders.orders",
     "orders.idempotency_keys",
@@ -37,12 +40,28 @@ TABLES = (
     *(f"{service}.{table}" for service in SERVICES for table in ("events", "batches", "jobs")),
 )
 
-COUNT_JOBS = "SELECT count(*) FROM {0}.jobs"
+# A webhook that is tried again waits for somebody else's server, for a day if need be.
+COUNT_JOBS = "SELECT count(*) FROM {0}.jobs WHERE NOT (key LIKE 'webhook:%' AND attempts > 0)"
+TRIED_AGAIN = """
+    SELECT count(*) FROM notifications.jobs WHERE key LIKE 'webhook:%' AND attempts > 0"""
+OVERDUE = "SELECT count(*) FROM {0}.jobs WHERE due_at < now() - make_interval(secs => $1)"
+UNPUBLISHED_AGE = """
+    SELECT extract(epoch FROM now() - min(recorded_at))::float8 FROM {0}.batches
+    WHERE first_seq IS NULL"""
+# By the database's own clock, from the event that accepted an order to the one that ended it.
+ENDED_WITHIN = """
+    SELECT percentile_disc(ARRAY[0.5, 0.99, 1]) WITHIN GROUP (
+        ORDER BY extract(epoch FROM ended.recorded_at - created.recorded_at)::float8)
+    FROM orders.events created JOIN orders.events ended USING (aggregate_id)
+    WHERE created.version = 1 AND created.type = 'OrderCreated'
+      AND ended.type IN ('OrderConfirmed', 'OrderRejected', 'OrderCancelled')"""
+# What lies in a service's own parking: the dead letter itself, or what waits behind it.
+PARKED = "SELECT stream, stream_seq, state FROM {0}.parked"
 UNPUBLISHED = """
     SELECT count(*) FROM {0}.batches b JOIN {0}.events e USING (batch_no)
     WHERE b.first_seq IS NULL AND e.stream_seq IS NULL"""
 HISTORY = """
-    SELECT e.id, e.aggregate_id, e.version, e.body, e.batch_no, e.batch_pos,
+    SELECT e.id, e.aggregate_id, e.version, e.subject, e.body, e.batch_no, e.batch_pos,
            coalesce(e.stream_seq, b.first_seq + e.batch_pos) AS seq
     FROM {0}.events e LEFT JOIN {0}.batches b USING (batch_no)"""
 FAILING = """
@@ -56,7 +75,8 @@ TRAIL = """
 WAITING = {
     "payments": """SELECT count(*) FROM payments.payments WHERE state IN
         ('charging', 'closing', 'voiding', 'refunding', 'op_refunding', 'op_then_refund')""",
-    "notifications": "SELECT count(*) FROM notifications.notifications WHERE state = 'due'",
+    "notifications": """SELECT count(*) FROM notifications.notifications
+        WHERE state = 'due' AND channel <> 'webhook'""",
 }
 
 Connection = Any
@@ -118,6 +138,9 @@ async def read_tables(
     await _read_orders(connection, facts)
     await _read_others(connection, facts)
     await _read_leftovers(connection, facts.leftovers)
+    await _read_parked(connection, facts)
+    ended = await connection.fetchval(ENDED_WITHIN)
+    facts.ended_within_s = tuple(ended) if ended else None
     for service in STREAM_OF:
         await _read_history(connection, service, histories)
     facts.pending = histories.pending
@@ -186,20 +209,43 @@ async def _read_leftovers(connection: Connection, left: Leftovers) -> None:
         left.jobs[service] = await connection.fetchval(COUNT_JOBS.format(service))
         old = await connection.fetchval(
             f"SELECT count(*) FROM {service}.jobs "  # noqa: S608 - a constant
-            "WHERE created_at < now() - make_interval(secs => $1)",
+            "WHERE created_at < now() - make_interval(secs => $1) "
+            "AND NOT (key LIKE 'webhook:%' AND attempts > 0)",
             OLD_JOB_S,
         )
+        overdue = await connection.fetchval(OVERDUE.format(service), OVERDUE_S)
+        left.overdue_jobs.update({service: overdue} if overdue else {})
+        age_s = await connection.fetchval(UNPUBLISHED_AGE.format(service))
+        left.unpublished_age_s.update({service: age_s} if age_s else {})
         failing = await connection.fetchval(FAILING.format(service))
         left.old_jobs.update({service: old} if old else {})
         left.failing.update({service: failing} if failing else {})
     for service, statement in WAITING.items():
         left.waiting[service] = await connection.fetchval(statement)
+    left.webhooks_tried_again = await connection.fetchval(TRIED_AGAIN)
+
+
+async def _read_parked(connection: Connection, facts: Facts) -> None:
+    """Note which dead letters a person has dealt with, and how much still waits behind others."""
+    letters = {letter.origin: letter for letter in facts.dead_letters}
+    for service in SERVICES:
+        if await connection.fetchval("SELECT to_regclass($1)", f"{service}.parked") is None:
+            continue
+        async for row in connection.cursor(PARKED.format(service), prefetch=PREFETCH_ROWS):
+            letter = letters.get((service, row["stream"], row["stream_seq"]))
+            if row["state"] == "waiting":
+                waiting = facts.leftovers.waiting_behind
+                waiting[service] = waiting.get(service, 0) + 1
+            elif letter is not None:
+                letter.resolved = row["state"] in RESOLVED
 
 
 async def _read_history(connection: Connection, service: str, histories: Histories) -> None:
     known = histories.first.get(STREAM_OF[service], {})
+    repairs = histories.first[DEAD_LETTERS]
     async for row in connection.cursor(HISTORY.format(service), prefetch=PREFETCH_ROWS):
-        histories.add(_recorded(service, row, known.keys()))
+        of_stream = repairs if row["subject"].startswith(REPAIRS) else known
+        histories.add(_recorded(service, row, of_stream.keys()))
 
 
 def _recorded(service: str, row: Any, known: Container[bytes]) -> Recorded:
@@ -214,6 +260,7 @@ def _recorded(service: str, row: Any, known: Container[bytes]) -> Recorded:
         service=service,
         id=key,
         aggregate=row["aggregate_id"],
+        subject=row["subject"],
         version=row["version"],
         body=row["body"],
         place=(row["batch_no"], row["batch_pos"]),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-EXAMPLES_MAX = 5
+EXAMPLES_MAX = 10
 NAME_WIDTH = 3
 TITLE_WIDTH = 18
 
@@ -21,6 +21,13 @@ class Faults:
         known = self.examples.setdefault(kind, [])
         if example and len(known) < EXAMPLES_MAX:
             known.append(example)
+
+    def merge(self, other: "Faults") -> None:
+        """Take over what `other` has gathered."""
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            known = self.examples.setdefault(kind, [])
+            known += other.examples[kind][: EXAMPLES_MAX - len(known)]
 
     def __bool__(self) -> bool:
         return bool(self.counts)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
 from ironcart.verify.checks.audit import Trail, audit
 from ironcart.verify.checks.continuity import continuity
 from ironcart.verify.checks.edge import idempotent_edge, none_lost
+from ironcart.verify.checks.evidence import evidence
 from ironcart.verify.checks.hidden import nothing_hidden
 from ironcart.verify.checks.histories import Histories
+from ironcart.verify.checks.liveness import liveness
 from ironcart.verify.checks.mail import mail
 from ironcart.verify.checks.money import charged_once, money
 from ironcart.verify.checks.states import state_machine
@@ -24,6 +27,7 @@ from ironcart.verify.facts import Backlog, Facts
 from ironcart.verify.findings import Finding
 from ironcart.verify.gateway import read_charges, read_mail
 from ironcart.verify.loadlog import log_files, read_logs
+from ironcart.verify.metrics import read_metrics
 from ironcart.verify.rundata import Running, read_run
 from ironcart.verify.streams import broker, read_lag, read_streams
 
@@ -82,7 +86,12 @@ class Report:
 
 
 async def verify(
-    data: Path, *, settle_s: float, expected_dead_letters: int = 0, tell: Tell = lambda _: None
+    data: Path,
+    *,
+    settle_s: float,
+    expected_dead_letters: int = 0,
+    terminal_within_s: float | None = None,
+    tell: Tell = lambda _: None,
 ) -> Report:
     """Judge the system whose folder is `data` after waiting at most `settle_s` for quiet.
 
@@ -90,13 +99,18 @@ async def verify(
     """
     running = read_run(data)
     started = time.monotonic()
-    async with broker(running.nats_urls) as client, database(running.postgres_url) as connection:
+    async with database(running.postgres_url) as connection, broker(running.nats_urls) as client:
         backlog, moves = await settle(client, connection, settle_s=settle_s, tell=tell)
         settled = time.monotonic()
         collector = _Collector(data, running, client, connection)
         facts, histories, trail = await collector.collect(backlog, moves=moves)
     findings = judge(
-        facts, histories, trail, expected_dead_letters=expected_dead_letters, settle_s=settle_s
+        facts,
+        histories,
+        trail,
+        expected_dead_letters=expected_dead_letters,
+        terminal_within_s=terminal_within_s,
+        settle_s=settle_s,
     )
     return Report(
         findings=findings,
@@ -112,13 +126,22 @@ async def settle(
 ) -> tuple[Backlog, bool]:
     """Wait until nothing is left to do in two looks in a row, at most `settle_s`.
 
-    Returns the last look, and whether the streams have grown within the last few seconds.
+    Returns the last look, and whether the streams have grown within the last few seconds. A broker
+    that is electing a leader is given the same time. Raises `CannotReadError` when it stays away.
     """
     deadline = time.monotonic() + settle_s
     before: Backlog | None = None
     moved_at = -math.inf
     while True:
-        consumers, last_seqs = await read_lag(client)
+        try:
+            consumers, last_seqs = await read_lag(client)
+        except NatsError as error:
+            if time.monotonic() >= deadline:
+                raise
+            tell(f"waiting for the broker: {error!r}")
+            before = None
+            await asyncio.sleep(QUIET_POLL_S)
+            continue
         open_orders, unpublished, jobs = await count_open(connection)
         now = Backlog(open_orders, consumers, unpublished, jobs, last_seqs)
         reasons = now.reasons()
@@ -138,9 +161,10 @@ def judge(
     trail: Trail,
     *,
     expected_dead_letters: int = 0,
+    terminal_within_s: float | None = None,
     settle_s: float = 0,
 ) -> list[Finding]:
-    """Return the finding of every invariant, I1 to I10; pure."""
+    """Return the finding of every invariant, I1 to I12; pure."""
     return [
         none_lost(facts),
         charged_once(facts),
@@ -149,9 +173,11 @@ def judge(
         state_machine(facts),
         mail(facts),
         idempotent_edge(facts),
-        audit(trail, histories, facts.dead_letters),
+        audit(trail, histories),
         nothing_hidden(facts, expected_dead_letters=expected_dead_letters, settle_s=settle_s),
-        continuity(facts, histories),
+        continuity(facts, histories, trail.older_counts),
+        liveness(facts, terminal_within_s=terminal_within_s),
+        evidence(facts),
     ]
 
 
@@ -176,9 +202,10 @@ class _Collector:
                 stream.last_seq != backlog.last_seqs[name] for name, stream in facts.streams.items()
             )
             facts.moving = moves or grown
-            histories = Histories(facts.streams, moving=facts.moving)
+            histories = Histories(facts.streams, facts.dead_letters, moving=facts.moving)
             trail = Trail(facts.streams, moving=facts.moving)
             await read_tables(self.connection, facts, histories, trail)
+        facts.metrics = await read_metrics(self.running.service_urls)
         facts.charges = await read_charges(self.running.sandbox_url)
         facts.mail = await read_mail(self.running.sandbox_url)
         unchanged = sizes == self._log_sizes()

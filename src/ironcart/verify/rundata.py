@@ -14,6 +14,7 @@ class Running:
     nats_urls: list[str]
     postgres_url: str
     sandbox_url: str
+    service_urls: dict[str, str]
 
 
 def read_run(data: Path) -> Running:
@@ -25,6 +26,9 @@ def read_run(data: Path) -> Running:
             nats_urls=[str(url) for url in run["nats"]["urls"]],
             postgres_url=str(run["postgres"]["url"]),
             sandbox_url=str(run["sandbox"]["url"]).rstrip("/"),
+            service_urls={
+                name: str(service["url"]) for name, service in run.get("services", {}).items()
+            },
         )
     except FileNotFoundError:
         raise CannotReadError(

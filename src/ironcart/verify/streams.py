@@ -29,6 +29,8 @@ REQUEST_TIMEOUT_S = 10.0
 PULL_MESSAGES = 2_000
 PULLS_AT_ONCE = 2
 PULL_EXPIRES_S = 5
+# At the end of a stream: how long a copy of it may lag behind the one that told us its last.
+TAIL_PULL_EXPIRES_S = 1
 STALL_S = 20.0
 # This many pulls in a row without a message: the broker has no more to give.
 EMPTY_PULLS_MAX = 2 * PULLS_AT_ONCE
@@ -36,6 +38,10 @@ CONSUMER_LIFE_S = 60.0
 NS_PER_S = 1_000_000_000
 SEQ_TOKEN = -4
 MESSAGE_ID = "Nats-Msg-Id"
+LETTERS = "dlq."
+REPAIRED = frozenset({"edited", "replayed", "discarded"})
+# Headers of a dead letter: whose message it is, and which.
+SERVICE, STREAM, SEQUENCE = "Ironcart-Service", "Ironcart-Stream", "Ironcart-Stream-Sequence"
 
 Take = Callable[[int, Msg], None]
 
@@ -59,7 +65,7 @@ async def broker(urls: list[str]) -> AsyncIterator[Client]:
         raise CannotReadError(f"the broker at {', '.join(urls)}: {error}") from None
     try:
         yield client
-    except (NatsError, TimeoutError) as error:
+    except NatsError as error:
         raise CannotReadError(f"the broker at {', '.join(urls)}: {error!r}") from error
     finally:
         await client.close()
@@ -69,16 +75,18 @@ async def read_streams(client: Client) -> tuple[dict[str, StreamFacts], list[Dea
     """Read every stream from its first message to what was its last when we began."""
     streams = {}
     letters: list[DeadLetter] = []
+    seen: set[str] = set()
     for name in STREAMS:
         facts = await _describe(client.jetstream(timeout=REQUEST_TIMEOUT_S), name)
 
         def take(seq: int, message: Msg, facts: StreamFacts = facts) -> None:
-            facts.events.append(read_event(facts.name, seq, message.subject, message.data))
+            event = read_event(facts.name, seq, message.subject, message.data)
+            facts.events.append(event)
+            if facts.name == DEAD_LETTERS and is_letter(message.subject):
+                letters.append(_letter(seq, message, event.id, seen))
 
         await _read(client, facts, take)
         streams[name] = facts
-    if streams[DEAD_LETTERS].messages:
-        letters = await _read_dead_letters(client, streams[DEAD_LETTERS])
     return streams, letters
 
 
@@ -96,6 +104,7 @@ async def read_lag(client: Client) -> tuple[list[Consumer], dict[str, int]]:
                 pending=info.num_pending or 0,
                 ack_pending=info.num_ack_pending or 0,
                 max_deliver=info.config.max_deliver or 0,
+                redelivered=info.num_redelivered or 0,
             )
             for info in await jetstream.consumers_info(name)
             if info.config.durable_name
@@ -113,25 +122,35 @@ async def _describe(jetstream: JetStreamContext, name: str) -> StreamFacts:
     return StreamFacts(name, state.first_seq, state.last_seq, state.messages)
 
 
-async def _read_dead_letters(client: Client, facts: StreamFacts) -> list[DeadLetter]:
-    letters: list[DeadLetter] = []
-    seen: set[str] = set()
+def is_letter(subject: str) -> bool:
+    """Whether this is where messages are set aside; the rest says what was done about one."""
+    return subject.startswith(LETTERS) and subject.rpartition(".")[2] not in REPAIRED
 
-    def take(seq: int, message: Msg) -> None:
-        headers = message.headers or {}
-        # Published again because its acknowledgement was lost: still one dead letter.
-        message_id = headers.get(MESSAGE_ID, f"at {seq}")
-        if message_id in seen:
-            return
-        seen.add(message_id)
-        reason = next(
-            (value for name, value in headers.items() if name.lower().endswith("reason")), ""
-        )
-        event = read_event(facts.name, seq, message.subject, message.data)
-        letters.append(DeadLetter(message.subject, reason, event.id))
 
-    await _read(client, facts, take)
-    return letters
+def _reason(message: Msg) -> str:
+    headers = message.headers or {}
+    return next((value for name, value in headers.items() if name.lower().endswith("reason")), "")
+
+
+def _letter(seq: int, message: Msg, event_id: bytes, seen: set[str]) -> DeadLetter:
+    headers = message.headers or {}
+    number = headers.get(SEQUENCE, "")
+    letter = DeadLetter(
+        subject=message.subject,
+        reason=_reason(message),
+        event_id=event_id,
+        seq=seq,
+        origin=(
+            headers.get(SERVICE, ""),
+            headers.get(STREAM, ""),
+            int(number) if number.isdecimal() else 0,
+        ),
+    )
+    # Published again because its acknowledgement was lost: still one dead letter.
+    message_id = headers.get(MESSAGE_ID, f"at {seq}")
+    letter.repeated = message_id in seen
+    seen.add(message_id)
+    return letter
 
 
 async def _read(client: Client, facts: StreamFacts, take: Take) -> None:
@@ -158,12 +177,11 @@ async def _read(client: Client, facts: StreamFacts, take: Take) -> None:
         inbox, cb=reading.on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
     )
     subject = f"$JS.API.CONSUMER.MSG.NEXT.{facts.name}.{info.name}"
-    request = json.dumps({"batch": PULL_MESSAGES, "expires": PULL_EXPIRES_S * NS_PER_S}).encode()
     try:
         while not reading.done:
             while reading.asked <= PULL_MESSAGES * (PULLS_AT_ONCE - 1):
                 reading.asked += PULL_MESSAGES
-                await client.publish(subject, request, reply=inbox)
+                await client.publish(subject, _pull(tail=reading.at_tail), reply=inbox)
             reading.wake.clear()
             try:
                 await asyncio.wait_for(reading.wake.wait(), STALL_S)
@@ -176,6 +194,11 @@ async def _read(client: Client, facts: StreamFacts, take: Take) -> None:
         await jetstream.delete_consumer(facts.name, info.name)
 
 
+def _pull(*, tail: bool) -> bytes:
+    expires_s = TAIL_PULL_EXPIRES_S if tail else PULL_EXPIRES_S
+    return json.dumps({"batch": PULL_MESSAGES, "expires": expires_s * NS_PER_S}).encode()
+
+
 class _Reading:
     """One pass over a stream: counts what is still asked for, and knows when the end is reached."""
 
@@ -186,6 +209,7 @@ class _Reading:
         self.empty_pulls = 0
         self.seq = 0
         self.done = False
+        self.at_tail = False
         self.wake = asyncio.Event()
 
     async def on_message(self, message: Msg) -> None:
@@ -205,8 +229,8 @@ class _Reading:
         if not self.done and seq <= self.last_seq:
             self.seq = seq
             self.take(seq, message)
-        # The last token is how many messages follow: none means that the broker skips the rest.
-        if seq >= self.last_seq or tokens[-1] == "0":
-            self.done = True
+        self.done = self.done or seq >= self.last_seq
+        # The last token is how many messages follow here: none, and we wait a little for the rest.
+        self.at_tail = tokens[-1] == "0"
         if self.done or self.asked <= PULL_MESSAGES * (PULLS_AT_ONCE - 1):
             self.wake.set()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable
 from decimal import Decimal
@@ -95,14 +96,20 @@ def read_event(stream: str, seq: int, subject: str, body: bytes) -> Event:
     event = Event(stream, seq, intern(subject), hashlib.sha256(body).digest())
     try:
         fields = loads(body)
+        # Looked for first, since it is rare and searching for the rest is slow.
+        escaped = b"\\u" in body
+        if escaped and _HALF.search(body):
+            # Half of a surrogate pair is no text in UTF-8: raises UnicodeEncodeError.
+            json.dumps(fields, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError):
         return event
     if not isinstance(fields, dict):
         return event
-    if _is_text(fields.get("id")):
-        # A database cannot hold NUL: where an id spells one, the audit trail shows a mark instead.
-        event.id = key_of(fields["id"].replace("\0", "\N{REPLACEMENT CHARACTER}"))
-    named = event.id and _is_name(fields.get("type")) and _is_name(fields.get("aggregate_id"))
+    if _is_text(fields.get("id")) and "\0" not in fields["id"]:
+        event.id = key_of(fields["id"])
+    # A database cannot hold NUL, so nobody takes in an event that spells one anywhere.
+    usable = event.id and not (escaped and _NUL.search(body))
+    named = usable and _is_name(fields.get("type")) and _is_name(fields.get("aggregate_id"))
     timed = _is_text(fields.get("timestamp"))
     if not named or not timed or not isinstance(fields.get("data"), dict):
         return event
@@ -141,7 +148,9 @@ def _read_data(event: Event, data: dict[str, Any]) -> None:
             currency = data["currency"]
             event.money = (minor(data["amount"], currency), intern(currency))
         case "NotificationSent" | "NotificationFailed":
-            event.notice = intern(f"{data['channel']}/{data['template']}")
+            # An order's end is told once by mail, and once to each endpoint of a webhook.
+            endpoint = f"/{data['recipient_hash']}" if data["channel"] == "webhook" else ""
+            event.notice = intern(f"{data['channel']}/{data['template']}{endpoint}")
 
 
 def mentioned(events: Iterable[Event]) -> dict[bytes, Event]:
@@ -165,4 +174,6 @@ def _refuse(constant: str) -> None:
     raise MalformedError(f"{constant} is not a JSON number")
 
 
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _decoder = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse)

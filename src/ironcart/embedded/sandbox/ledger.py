@@ -56,16 +56,27 @@ class Ledger:
             refuse(404, f"No such refund: '{refund_id}'", "resource_missing", "id")
         return found
 
-    def page_of_intents(self, limit: int, after: str | None) -> tuple[list[Intent], bool]:
-        """Up to `limit` intents older than `after`, newest first, and whether there are more."""
+    def page_of_intents(
+        self, limit: int, after: str | None, created_from: int = 0
+    ) -> tuple[list[Intent], bool]:
+        """Up to `limit` intents older than `after`, newest first, and whether there are more.
+
+        Only those created at `created_from` (unix seconds) or later.
+        """
         end = len(self._intent_order)
         if after is not None:
             start = self._intents.get(after)
             if start is None:
                 _no_such_cursor("payment_intent", after)
             end = start.seq
-        ids = self._intent_order[max(0, end - limit) : end]
-        return [self._intents[intent_id] for intent_id in reversed(ids)], end > limit
+        page: list[Intent] = []
+        for seq in range(end - 1, -1, -1):
+            intent = self._intents[self._intent_order[seq]]
+            if intent.created >= created_from:
+                if len(page) == limit:
+                    return page, True
+                page.append(intent)
+        return page, False
 
     def page_of_refunds(
         self, intent_id: str | None, limit: int, after: str | None

@@ -10,8 +10,9 @@ from ironcart.embedded.sandbox.wire import Answer
 _encode = msgspec.json.Encoder().encode
 
 
-def intent_object(intent: Intent) -> dict[str, Any]:
-    """A payment_intent."""
+def intent_object(intent: Intent, *, with_charge: bool = False) -> dict[str, Any]:
+    """A payment_intent; its latest charge as an object or as its id."""
+    charge = charge_object(intent) if with_charge and intent.charge_id else intent.charge_id
     return {
         "id": intent.id,
         "object": "payment_intent",
@@ -28,7 +29,7 @@ def intent_object(intent: Intent) -> dict[str, Any]:
         "customer": None,
         "description": intent.description,
         "last_payment_error": _last_error(intent),
-        "latest_charge": intent.charge_id,
+        "latest_charge": charge,
         "livemode": False,
         "metadata": intent.metadata,
         "next_action": {"type": "use_stripe_sdk"} if intent.status == "requires_action" else None,

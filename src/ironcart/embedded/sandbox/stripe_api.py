@@ -29,6 +29,7 @@ MAX_AMOUNT_MINOR = 99_999_999
 MAX_KEY_CHARS = 255
 MAX_PAGE = 100
 DEFAULT_PAGE = 10
+MAX_TIME_S = 2**40
 FINGERPRINT_BYTES = 8
 
 _ATTEMPT = ("payment_method", "off_session", "error_on_requires_action", "return_url")
@@ -115,14 +116,18 @@ class StripeApi:
         ledger = self._book.ledger
         match request.path.split("/")[2:]:
             case ["payment_intents"]:
-                limit, after, _ = _page(request.query, _LIST)
-                intents, more = ledger.page_of_intents(limit, after)
-                return page_answer(request.path, [*map(intent_object, intents)], has_more=more)
+                form = Form(request.query, _LIST | {"created", "expand"})
+                created_from = form.integer("created[gte]", 0, MAX_TIME_S) or 0
+                intents, more = ledger.page_of_intents(*_page(form), created_from)
+                charged = _with_charge(form, "data.latest_charge")
+                items = [intent_object(intent, with_charge=charged) for intent in intents]
+                return page_answer(request.path, items, has_more=more)
             case ["payment_intents", intent_id] if intent_id:
-                return object_answer(intent_object(ledger.intent(intent_id)))
+                charged = _with_charge(Form(request.query, {"expand"}), "latest_charge")
+                return object_answer(intent_object(ledger.intent(intent_id), with_charge=charged))
             case ["refunds"]:
-                limit, after, of_intent = _page(request.query, _LIST | {"payment_intent"})
-                refunds, more = ledger.page_of_refunds(of_intent, limit, after)
+                form = Form(request.query, _LIST | {"payment_intent"})
+                refunds, more = ledger.page_of_refunds(form.text("payment_intent"), *_page(form))
                 return page_answer(request.path, [*map(refund_object, refunds)], has_more=more)
             case ["refunds", refund_id] if refund_id:
                 return object_answer(refund_object(ledger.refund(refund_id)))
@@ -242,10 +247,16 @@ def _attempt(form: Form) -> Attempt:
     )
 
 
-def _page(query: bytes, allowed: frozenset[str]) -> tuple[int, str | None, str | None]:
-    form = Form(query, allowed)
-    limit = form.integer("limit", 1, MAX_PAGE) or DEFAULT_PAGE
-    return limit, form.text("starting_after"), form.text("payment_intent")
+def _page(form: Form) -> tuple[int, str | None]:
+    return form.integer("limit", 1, MAX_PAGE) or DEFAULT_PAGE, form.text("starting_after")
+
+
+def _with_charge(form: Form, path: str) -> bool:
+    """Whether the charge is asked for as an object; nothing else can be."""
+    wanted = form.mapping("expand").values()
+    if other := next((each for each in wanted if each != path), None):
+        refuse(400, f"This property cannot be expanded ({other}).", param="expand")
+    return bool(wanted)
 
 
 def _fingerprint(request: Request) -> str:

@@ -14,9 +14,21 @@ from ironcart.events import (
     kinds_of,
     subjects_of,
 )
-from ironcart.services.notifications.api import endpoints
-from ironcart.services.notifications.gateway import Mailer, Stationery, hash_key, mail_server
-from ironcart.services.notifications.handlers import NoticeJobs, Telling, take_in
+from ironcart.services.notifications.api import notices, webhooks
+from ironcart.services.notifications.fold import MEMORY
+from ironcart.services.notifications.gateway import (
+    CALLERS_MAX,
+    Mailer,
+    SecretBox,
+    Stationery,
+    Webhooks,
+    hash_key,
+    mail_server,
+)
+from ironcart.services.notifications.handlers.intake import take_in
+from ironcart.services.notifications.handlers.keys import MAIL_JOBS, WEBHOOK_JOBS
+from ironcart.services.notifications.handlers.mail import NoticeJobs, Telling
+from ironcart.services.notifications.handlers.webhooks import Delivering, WebhookJobs
 from ironcart.toolkit.collector import Collector
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.lifecycle import Service, Wiring
@@ -31,12 +43,13 @@ CONTACTS_AT_ONCE_MAX = 500
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """The vault, the mail server, and who writes."""
+    """The vault, the mail server, who writes, and whether webhooks may stay in the house."""
 
     vault_database_url: str
     master_key: str
     smtp_url: str
     mail_from: str = "orders@ironcart.example"
+    webhooks_allow_private: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -64,22 +77,35 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
     )
     stationery = Stationery(settings.mail_from)
     mailer = Mailer(mail_server(settings.smtp_url), stationery.sender)
-    jobs: NoticeJobs = NoticeJobs(
+    mails: NoticeJobs = NoticeJobs(
         Telling(mailer, stationery, contacts.submit, hash_key(settings.master_key)),
         chassis.database,
         chassis.history,
         chassis.outbox,
         closed_for_s=mailer.breaker.wait_s,
+        only=MAIL_JOBS,
     )
+    private = settings.webhooks_allow_private
+    posting, box = Webhooks(allow_private=private), SecretBox(settings.master_key)
+    deliveries: WebhookJobs = WebhookJobs(
+        Delivering(posting, box),
+        chassis.database,
+        chassis.history,
+        chassis.outbox,
+        only=WEBHOOK_JOBS,
+        calls_max=CALLERS_MAX,
+    )
+    handle = partial(take_in, mails=mails, deliveries=deliveries)
     return Wiring(
-        endpoints=endpoints(chassis.database),
-        subscriptions=[
-            Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, partial(take_in, jobs=jobs))
+        endpoints=[
+            *notices.endpoints(chassis.database),
+            *webhooks.endpoints(chassis.database, deliveries, box, allow_private=private),
         ],
-        loops=[jobs],
+        subscriptions=[Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, handle)],
+        loops=[mails, deliveries],
         background=[contacts.run],
-        close=[mailer.close, keys.close],
+        close=[posting.close, mailer.close, keys.close],
     )
 
 
-SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build)
+SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build, MEMORY)

@@ -27,13 +27,28 @@ from ironcart.events import (
     kinds_of,
     subjects_of,
 )
-from ironcart.services.orders.api import Api, Changes, endpoints
-from ironcart.services.orders.handlers.accept import Answer, KeyReused, Request, accept
+from ironcart.services.orders.api import (
+    Api,
+    Changes,
+    Door,
+    Doorstep,
+    Follower,
+    Reads,
+    endpoints,
+    looking,
+)
+from ironcart.services.orders.fold import MEMORY
+from ironcart.services.orders.handlers.accept import Answer, Request, Unsealed, Verdict, accept
+from ironcart.services.orders.handlers.admit import COMMIT_WAIT_S_MAX, IN_HAND_MAX, OPEN_MAX, Limits
 from ironcart.services.orders.handlers.advance import Told, adopt, advance
+from ironcart.services.orders.handlers.undo import expire
 from ironcart.toolkit.collector import Collector
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.lifecycle import Service, Wiring
+from ironcart.toolkit.lifecycle.service import Loop
 from ironcart.toolkit.loop import Chassis, Subscription
+from ironcart.toolkit.loop.rounds import Rounds
+from ironcart.toolkit.outcomes import Unavailable
 from ironcart.toolkit.vault import Vault
 
 NAME = "orders"
@@ -45,11 +60,13 @@ PAYMENTS = durable(
     (PaymentSucceeded, PaymentFailed, PaymentVoided, PaymentRefunded, RefundIssued),
 )
 ACCEPT_BATCH_MAX = 200
-ACCEPT_WAITING_MAX = 5_000
+EXPIRE_EVERY_S = 1.0
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID_CHARACTERS = 26
 
 accepted = Counter("ironcart_orders_accepted_total", "orders answered with 202")
+expired = Counter("ironcart_orders_expired_total", "orders that took too long and are undone")
+conflicts = Counter("ironcart_order_conflicts_total", "events that tell another order under an id")
 finished = Counter("ironcart_orders_finished_total", "orders that have ended", ["status"])
 seconds = Histogram(
     "ironcart_order_seconds",
@@ -65,6 +82,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     vault_database_url: str
     master_key: str
     currency: Annotated[str, Meta(pattern=f"^({'|'.join(CURRENCIES)})$")] = CURRENCY_DEFAULT
+    orders_expire_after_s: Annotated[float, Meta(ge=0, le=365 * 86_400)] = 0.0
+    orders_in_hand_max: Annotated[int, Meta(ge=1, le=100_000)] = IN_HAND_MAX
+    orders_commit_wait_s_max: Annotated[float, Meta(gt=0, le=60)] = COMMIT_WAIT_S_MAX
+    orders_open_max: Annotated[int, Meta(ge=1)] = OPEN_MAX
+
+    @property
+    def limits(self) -> Limits:
+        """Past what an order is refused at the door."""
+        return Limits(self.orders_in_hand_max, self.orders_commit_wait_s_max, self.orders_open_max)
 
 
 def new_order_id() -> str:
@@ -79,40 +105,87 @@ def new_order_id() -> str:
 
 def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiring:
     """Wire orders."""
-    changes = Changes()
+    changes, doorstep, limits = Changes(), Doorstep(), settings.limits
     vault_database = Database(settings.vault_database_url, "vault", f"{NAME}/vault")
     vault = Vault(vault_database, settings.master_key)
 
-    async def commit(requests: Sequence[Request]) -> list[Answer | KeyReused]:
-        answers = await accept(
-            requests,
-            database=chassis.database,
-            vault=vault,
-            history=chassis.history,
-            publish=chassis.outbox.hand_over,
-            new_id=new_order_id,
-        )
-        new = sum(isinstance(each, Answer) and not each.replayed for each in answers)
-        accepted.inc(new)
+    async def commit(requests: Sequence[Request]) -> list[Verdict]:
+        try:
+            answers = await accept(
+                requests,
+                database=chassis.database,
+                vault=vault,
+                history=chassis.history,
+                publish=chassis.outbox.hand_over,
+                new_id=new_order_id,
+            )
+        except Unavailable as error:
+            door.failed(error)
+            raise
+        door.committed()
+        _count_answers(answers)
         return answers
 
-    collector: Collector[Request, Answer | KeyReused] = Collector(
-        commit, batch_max=ACCEPT_BATCH_MAX, waiting_max=ACCEPT_WAITING_MAX
+    collector: Collector[Request, Verdict] = Collector(
+        commit,
+        batch_max=ACCEPT_BATCH_MAX,
+        waiting_max=limits.in_hand,
+        wait_s_max=limits.commit_wait_s,
     )
-    told = Told(changes.tell, _count_finished, _log_contradiction)
+    door = Door(collector, doorstep, limits)
+    reads = Reads(chassis.database)
+    follower = Follower(reads, changes, draining)
+    api = Api(
+        chassis,
+        collector,
+        door,
+        reads,
+        follower,
+        changes=changes,
+        currency=settings.currency,
+        commit_wait_s_max=limits.commit_wait_s,
+    )
+    told = Told(changes.tell, _count_finished, _log_contradiction, _log_conflict)
     handle = partial(advance, history=chassis.history, told=told, currency=settings.currency)
     adopting = partial(adopt, history=chassis.history, told=told, currency=settings.currency)
+    loops: list[Loop] = [follower, looking(chassis, doorstep, ORDERS.stream, limits.open_orders)]
+    if settings.orders_expire_after_s:
+        loops.append(expiring(chassis, changes, settings.orders_expire_after_s))
     return Wiring(
-        endpoints=endpoints(Api(chassis, collector, changes, draining, settings.currency)),
+        endpoints=endpoints(api),
         subscriptions=[
             Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, adopting),
             Subscription(INVENTORY, kinds_of(INVENTORY), aggregate_of, handle),
             Subscription(PAYMENTS, kinds_of(PAYMENTS), aggregate_of, handle),
         ],
+        loops=loops,
         background=[collector.run],
         accepts_without_broker=True,
         close=[vault_database.close],
     )
+
+
+def expiring(chassis: Chassis, changes: Changes, after_s: float) -> Rounds:
+    """Undo what has taken longer than `after_s`, a batch at a time."""
+
+    async def step() -> bool:
+        undone = await expire(
+            after_s,
+            database=chassis.database,
+            history=chassis.history,
+            publish=chassis.outbox.hand_over,
+        )
+        expired.inc(len(undone))
+        changes.tell(undone)
+        return bool(undone)
+
+    return Rounds("let orders expire", EXPIRE_EVERY_S, step)
+
+
+def _count_answers(answers: Sequence[Verdict]) -> None:
+    accepted.inc(sum(isinstance(each, Answer) and not each.replayed for each in answers))
+    if damaged := sum(isinstance(each, Unsealed) for each in answers):
+        structlog.get_logger().error("A customer's key in the vault is damaged", orders=damaged)
 
 
 def _count_finished(ended: Sequence[tuple[str, float]]) -> None:
@@ -127,4 +200,13 @@ def _log_contradiction(order_id: str, state: str, event: str) -> None:
     )
 
 
-SERVICE = Service(NAME, subjects_of(NAME), (ORDERS, INVENTORY, PAYMENTS), Settings, build)
+def _log_conflict(order_id: str, event: str) -> None:
+    conflicts.inc()
+    structlog.get_logger().error(
+        "OrderConflict: this id is another order's, the first one stands",
+        order_id=order_id,
+        event_type=event,
+    )
+
+
+SERVICE = Service(NAME, subjects_of(NAME), (ORDERS, INVENTORY, PAYMENTS), Settings, build, MEMORY)

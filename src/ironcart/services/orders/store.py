@@ -125,6 +125,39 @@ class Store:
         )
         return [(row["order_id"], row["age_s"]) for row in rows]
 
+    async def late(self, after_s: float, limit: int) -> list[Order]:
+        """Lock orders that were accepted more than `after_s` ago and could not be charged yet.
+
+        Those that somebody else has locked, another replica say, are left out.
+        """
+        rows = await self._connection.fetch(
+            f"SELECT {_COLUMNS} FROM orders"  # noqa: S608 - a constant
+            " WHERE status IN ('pending', 'reserved')"
+            " AND created_at < now() - make_interval(secs => $1)"
+            " LIMIT $2 FOR UPDATE SKIP LOCKED",
+            after_s,
+            limit,
+        )
+        return [Order(*row) for row in rows]
+
+    async def open(self, at_most: int) -> int:
+        """Count the orders that have not ended, up to `at_most`."""
+        found: int = await self._connection.fetchval(
+            "SELECT count(*) FROM (SELECT 1 FROM orders"
+            " WHERE status IN ('pending', 'reserved', 'cancelling') LIMIT $1) AS counted",
+            at_most,
+        )
+        return found
+
+    async def versions(self, order_ids: Collection[str]) -> dict[str, tuple[int, str]]:
+        """How far these orders are: version and status."""
+        rows = await self._connection.fetch(
+            "SELECT order_id, version, status FROM orders"
+            " WHERE order_id = ANY($1::text[]) AND status IS NOT NULL",
+            list(order_ids),
+        )
+        return {row["order_id"]: (row["version"], row["status"]) for row in rows}
+
     async def claim(self, keys: Sequence[Key]) -> set[tuple[str, str]]:
         """Take idempotency keys, in order; returns those that were free.
 

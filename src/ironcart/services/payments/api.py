@@ -1,20 +1,39 @@
-"""Payments over HTTP: see where the money of an order stands."""
+"""Payments over HTTP: see where the money of an order stands, give some back, hear the gateway."""
 
+import re
+import time
+import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
 from ironcart.events import CURRENCIES, money
-from ironcart.services.payments.handlers import TABLE
+from ironcart.services.payments.gateway import Reply, is_signed
+from ironcart.services.payments.handlers.refunds import PostRefund, Request, ask, read_refund
+from ironcart.services.payments.handlers.table import TABLE
+from ironcart.services.payments.handlers.webhooks import Webhook, hear
 from ironcart.services.payments.store import Payment, Store
-from ironcart.toolkit.envelope import NAME_PATTERN, Name
+from ironcart.toolkit.database import Transaction
+from ironcart.toolkit.envelope import NAME_PATTERN, Name, encode_json
 from ironcart.toolkit.http import Endpoint, Operation, Parameter, Problem, json_response
-from ironcart.toolkit.http.routes import Answer, Call, read_name
+from ironcart.toolkit.http.routes import Answer, Call, json_body, read_name, read_struct
+from ironcart.toolkit.jobs import Jobs
 from ironcart.toolkit.loop import Chassis
+from ironcart.toolkit.outcomes import LostRace
 
 STATES = sorted({state for state, _ in TABLE})
+# While authentication is off, everybody is this caller.
+CALLER = "anonymous"
+RACES_MAX = 3
+KEY_CHARACTERS_MAX = 255
+KEY_PATTERN = (
+    rf'^("[\x20-\x21\x23-\x7e]{{1,{KEY_CHARACTERS_MAX}}}"|[\x21\x23-\x7e]'
+    rf"([\x20-\x7e]{{0,{KEY_CHARACTERS_MAX - 2}}}[\x21-\x7e])?)\Z"
+)
 
 
 class PaymentView(Struct, frozen=True):
@@ -30,6 +49,12 @@ class PaymentView(Struct, frozen=True):
     version: int
     created_at: datetime
     updated_at: datetime
+
+
+class Heard(Struct, frozen=True):
+    """The answer to a webhook: it is kept."""
+
+    received: bool = True
 
 
 def view(payment: Payment) -> PaymentView:
@@ -51,19 +76,119 @@ def view(payment: Payment) -> PaymentView:
     )
 
 
-def endpoints(chassis: Chassis) -> list[Endpoint]:
-    """The routes, with their documentation."""
+class Api:
+    """The routes of payments."""
 
-    async def get_payment(request: Call) -> Answer:
+    def __init__(
+        self, chassis: Chassis, jobs: "Jobs[Payment, Reply]", secrets: Sequence[str]
+    ) -> None:
+        self._database, self._jobs, self._secrets = chassis.database, jobs, secrets
+
+    async def get_payment(self, request: Call) -> Answer:
+        """Show a payment."""
         order_id = read_name(request, "order_id")
-        async with chassis.database.acquire() as connection:
+        async with self._database.acquire() as connection:
             found = await Store(connection).find([order_id])
         if order_id not in found:
             raise Problem(404, f"payments has not heard of order {order_id}")
         return json_response(view(found[order_id]))
 
-    order_id = Parameter(
-        "order_id", "path", "the order", {"type": "string", "pattern": NAME_PATTERN}
+    async def post_refund(self, request: Call) -> Answer:
+        """Begin to give money back; 202 once that is committed."""
+        order_id = read_name(request, "order_id")
+        key = read_key(request)
+        body = await json_body(request) if await request.body() else b"{}"
+        try:
+            read = read_refund(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Problem(400, f"the body is not JSON: {error}") from error
+        if isinstance(read, list):
+            raise Problem(400, "the refund is not valid", faults=read)
+        asked = Request(order_id, *read, CALLER, key, uuid.uuid4().hex)
+        answer = await self._ask(asked)
+        if isinstance(answer, Problem):
+            raise answer
+        return json_response(answer, 202, {"Location": f"/payments/{order_id}"})
+
+    async def _ask(self, asked: Request) -> bytes | Problem:
+        for race in range(1, RACES_MAX + 1):
+            try:
+                async with self._database.transaction() as connection:
+                    transaction = Transaction(connection)
+                    answer = await ask(asked, transaction, jobs=self._jobs, show=_written)
+                break
+            except LostRace:
+                if race == RACES_MAX:
+                    raise
+        for then in transaction.after_commit:
+            then()
+        return answer
+
+    async def post_webhook(self, request: Call) -> Answer:
+        """Hear the gateway; 200 once that is committed."""
+        if not self._secrets:
+            raise Problem(503, "webhooks are off: set IRONCART_STRIPE_WEBHOOK_SECRETS")
+        body = await json_body(request)
+        signature = request.headers.get("stripe-signature", "")
+        if not is_signed(signature, body, self._secrets, time.time()):
+            raise Problem(400, "Stripe-Signature does not fit: wrong secret, body or time")
+        webhook = await read_struct(request, Webhook)
+        async with self._database.transaction() as connection:
+            transaction = Transaction(connection)
+            await hear(webhook, transaction, jobs=self._jobs)
+        for then in transaction.after_commit:
+            then()
+        return json_response(Heard())
+
+
+def _written(payment: Payment) -> bytes:
+    return encode_json(view(payment))
+
+
+def read_key(request: Call) -> str | None:
+    """Read Idempotency-Key, quoted or bare alike; None when there is none."""
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    given = given.strip(" \t")
+    if not re.match(KEY_PATTERN, given):
+        raise Problem(
+            400, f"Idempotency-Key must be 1 to {KEY_CHARACTERS_MAX} printable characters"
+        )
+    return given[1:-1] if given.startswith('"') else given
+
+
+def endpoints(api: Api) -> list[Endpoint]:
+    """The routes, with their documentation."""
+    text = {"type": "string"}
+    order_id = Parameter("order_id", "path", "the order", text | {"pattern": NAME_PATTERN})
+    key = Parameter(
+        "Idempotency-Key",
+        "header",
+        "the same key is the same refund",
+        text | {"pattern": KEY_PATTERN},
     )
-    operation = Operation("See a payment", {200: PaymentView}, (400, 404), (order_id,))
-    return [Endpoint("GET", "/payments/{order_id}", get_payment, operation)]
+    getting = Operation("See a payment", {200: PaymentView}, (400, 404), (order_id,))
+    refunding = Operation(
+        "Give money back; the order stays as it is",
+        {202: PaymentView},
+        (400, 404, 409, 413, 415, 422),
+        (order_id, key),
+        PostRefund,
+        PostRefund(Decimal("5.00"), "damaged"),
+        headers={202: {"Location": "the payment"}},
+        body_optional=True,
+    )
+    signature = Parameter("Stripe-Signature", "header", "t=<unix seconds>,v1=<hex>", text)
+    hearing = Operation(
+        "Hear a webhook of Stripe: a reason to look there, never a fact",
+        {200: Heard},
+        (400, 413, 415),
+        (signature,),
+        Webhook,
+    )
+    return [
+        Endpoint("GET", "/payments/{order_id}", api.get_payment, getting),
+        Endpoint("POST", "/payments/{order_id}/refunds", api.post_refund, refunding),
+        Endpoint("POST", "/webhooks/stripe", api.post_webhook, hearing),
+    ]

@@ -34,7 +34,10 @@ _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class Outbox:
-    """One for each service: everything it emits goes to one stream, in order of commit."""
+    """One for each service: everything it emits goes to one stream, in order of commit.
+
+    Only what the command line records about dead letters goes to theirs, by the sweeper.
+    """
 
     def __init__(self, broker: Broker, database: Database) -> None:
         self._broker, self._database = broker, database
@@ -118,7 +121,8 @@ class Outbox:
         left = sorted(row["batch_no"] for row in rows)
         try:
             for numbers in _rounds(left, {row["batch_no"]: row["n"] for row in rows}):
-                await self._publish_apart(await self._read(numbers))
+                for commits in _by_stream(await self._read(numbers)):
+                    await self._publish_apart(commits)
                 left = left[len(numbers) :]
         except Unavailable:
             await self._database.execute(_GIVE_BACK, left)
@@ -231,6 +235,14 @@ def _outgoing(row: Any) -> Outgoing:
     return Outgoing(str(row["id"]), row["subject"], row["body"], headers)
 
 
+def _by_stream(commits: Sequence[Commit]) -> list[list[Commit]]:
+    """Keep apart what a person did about dead letters: that goes to their stream."""
+    found: dict[str, list[Commit]] = {}
+    for commit in commits:
+        found.setdefault(commit.messages[0].subject.partition(".")[0], []).append(commit)
+    return list(found.values())
+
+
 def _rounds(numbers: Sequence[int], sizes: Mapping[int, int]) -> list[list[int]]:
     """Group batches so that each group is one atomic publish, and is marked before the next."""
     rounds: list[list[int]] = []
@@ -249,8 +261,14 @@ def _chunks(messages: Sequence[Outgoing]) -> list[list[Outgoing]]:
     size = 0
     for message in messages:
         size += len(message.body)
-        if chunks[-1] and (len(chunks[-1]) == BATCH_MESSAGES_MAX or size > CHUNK_BYTES_MAX):
+        full = len(chunks[-1]) == BATCH_MESSAGES_MAX or size > CHUNK_BYTES_MAX
+        # An atomic batch goes to one stream; what was done about dead letters lies with those.
+        if chunks[-1] and (full or _family(chunks[-1][-1]) != _family(message)):
             chunks.append([])
             size = len(message.body)
         chunks[-1].append(message)
     return chunks
+
+
+def _family(message: Outgoing) -> str:
+    return message.subject.partition(".")[0]

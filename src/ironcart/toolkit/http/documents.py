@@ -11,6 +11,8 @@ from ironcart.toolkit.http.problems import PROBLEM_TYPE, ProblemBody
 
 OPENAPI_VERSION = "3.1.0"
 UNAVAILABLE = 503
+# What any request may meet: too slow, too many headers, not now.
+ALWAYS = (408, 431, UNAVAILABLE)
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -30,8 +32,9 @@ class Operation:
     """What a stranger needs to know about one route.
 
     `answers` maps a status to the struct of its body (None: no body; of a stream: one event); a
-    status of 400 or more is always a problem and needs only its number in `problems`. 503 goes
-    without saying. `example` is a body that works as it stands.
+    status of 400 or more is always a problem and needs only its number in `problems`; `ALWAYS`
+    goes without saying. `example` is a body that works as it stands; a body may be left out only
+    when it is `body_optional`.
     """
 
     summary: str
@@ -42,6 +45,7 @@ class Operation:
     example: Any = None
     media_type: str = "application/json"
     headers: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    body_optional: bool = False
 
 
 def document(
@@ -87,7 +91,7 @@ def _operation(operation: Operation, by_kind: Mapping[int, Any]) -> dict[str, An
     answers: dict[str, Any] = {}
     for status, kind in operation.answers.items():
         answers[str(status)] = _answer(status, kind, operation, by_kind)
-    for status in sorted({*operation.problems, UNAVAILABLE}):
+    for status in sorted({*operation.problems, *ALWAYS}):
         answers[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "content": {PROBLEM_TYPE: {"schema": by_kind[id(ProblemBody)]}},
@@ -111,7 +115,8 @@ def _operation(operation: Operation, by_kind: Mapping[int, Any]) -> dict[str, An
         content = {"schema": by_kind[id(operation.body)]}
         if operation.example is not None:
             content["example"] = operation.example
-        found["requestBody"] = {"required": True, "content": {"application/json": content}}
+        needed = not operation.body_optional
+        found["requestBody"] = {"required": needed, "content": {"application/json": content}}
     return found
 
 

@@ -1,12 +1,11 @@
 """Endpoints: a handler wrapped in what every route has (trace, metric, problems), in one app."""
 
 import base64
-import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import structlog
@@ -19,7 +18,7 @@ from opentelemetry.trace import SpanKind
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.envelope import NAME_PATTERN, decode_json, encode_json
 from ironcart.toolkit.http.documents import Operation, Parameter, document
-from ironcart.toolkit.http.problems import Fault, Problem
+from ironcart.toolkit.http.problems import Fault, Problem, retry_after
 from ironcart.toolkit.outcomes import Unavailable
 
 BODY_BYTES_MAX = 64 * 1024
@@ -42,6 +41,9 @@ PAGING = (
     ),
 )
 
+# Where a request keeps what its door gave it.
+TICKET = "ironcart_ticket"
+
 S = TypeVar("S")
 
 Call = Request[Any, Any, Any]
@@ -49,14 +51,30 @@ Answer = Response[Any]
 EndpointHandler = Callable[[Call], Awaitable[Answer]]
 
 
+class Ticket(Protocol):
+    """The leave to come in that a door gives."""
+
+    def leave(self) -> None:
+        """Be no longer counted as inside; may be called again."""
+
+
+# Told who calls; lets one request in, and counts it until it leaves, or says why not.
+Door = Callable[[str], Ticket | Problem]
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One route; `path` as in OpenAPI (`/orders/{order_id}`), parameters are strings."""
+    """One route; `path` as in OpenAPI (`/orders/{order_id}`), parameters are strings.
+
+    A `door` is asked before anything of the request is read; only a path without parameters has
+    one.
+    """
 
     method: str
     path: str
     handler: EndpointHandler
     operation: Operation | None = None
+    door: Door | None = None
 
 
 def json_response(
@@ -74,12 +92,15 @@ async def json_body(request: Call) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Problem(415, "send Content-Type: application/json")
+    # A small body that unpacks to a large one is refused with everything else that is packed.
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(415, "send the body as it is, without Content-Encoding")
     try:
         return await request.body()
     except HTTPException as error:
-        if error.status_code != 413:
-            raise
-        raise Problem(413, f"send at most {BODY_BYTES_MAX} bytes") from error
+        if error.status_code == 413:
+            raise Problem(413, f"send at most {BODY_BYTES_MAX} bytes") from error
+        raise Problem(400, "the request broke off") from error
 
 
 async def read_struct(request: Call, kind: type[S]) -> S:
@@ -92,6 +113,12 @@ async def read_struct(request: Call, kind: type[S]) -> S:
         raise Problem(400, "the body is not valid", faults=[Fault(pointer, detail)]) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"the body is not JSON: {error}") from error
+
+
+def leave_early(request: Call) -> None:
+    """Let another request in through this one's door, before this one has its answer."""
+    if (ticket := request.scope.get(TICKET)) is not None:
+        cast("Ticket", ticket).leave()
 
 
 def read_name(request: Call, parameter: str) -> str:
@@ -141,7 +168,7 @@ def trace_of(request: Call) -> telemetry.TraceContext:
 
 def application(
     service: str, version: str, endpoints: Sequence[Endpoint], tracing: telemetry.Tracing
-) -> Litestar:
+) -> "Front":
     """Build the ASGI app; every error it answers is a problem."""
     documented = [(e.method, e.path, e.operation) for e in endpoints if e.operation]
     described = encode_json(document(service, version, documented))
@@ -150,13 +177,49 @@ def application(
         return json_response(described)
 
     everything = [*endpoints, Endpoint("GET", "/openapi.json", openapi)]
-    return Litestar(
+    app = Litestar(
         route_handlers=[*_options(everything), *(_handler(each, tracing) for each in everything)],
         openapi_config=None,
         request_max_body_size=BODY_BYTES_MAX,
         exception_handlers={Exception: _answer_problem},
         logging_config=None,
     )
+    return Front(app, {(e.method, e.path): e.door for e in endpoints if e.door is not None})
+
+
+class Front:
+    """An app with doors: what they refuse costs neither routing, nor a trace, nor a body."""
+
+    def __init__(self, app: Litestar, doors: Mapping[tuple[str, str], Door]) -> None:
+        self._app, self._doors = app, doors
+
+    def enter(self, method: str, path: str, caller: str) -> Ticket | Problem | None:
+        """Ask at a path's door, if it has one; a slash at the end makes no difference."""
+        path = path.rstrip("/")
+        door = self._doors.get((method, path))
+        if door is None:
+            return None
+        found = door(caller)
+        if isinstance(found, Problem):
+            telemetry.http_seconds.labels(method, path, found.status).observe(0)
+        return found
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request, as ASGI has it; the server may have asked at the door already."""
+        if TICKET not in scope:
+            caller = scope["client"][0] if scope.get("client") else ""
+            scope[TICKET] = self.enter(scope["method"], scope["path"], caller)
+        ticket = scope[TICKET]
+        if isinstance(ticket, Problem):
+            named = [(k.encode(), v.encode()) for k, v in ticket.all_headers().items()]
+            await send({"type": "http.response.start", "status": ticket.status, "headers": named})
+            await send({"type": "http.response.body", "body": ticket.body()})
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if ticket is not None:
+                ticket.leave()
 
 
 def _options(endpoints: Sequence[Endpoint]) -> list[HTTPRouteHandler]:
@@ -215,7 +278,9 @@ def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler
 
     handle.__name__ = endpoint.handler.__name__
     methods: Any = _methods(endpoint)
-    return HTTPRouteHandler(_path(endpoint.path), http_method=methods)(handle)
+    # Every answer says its own status; Litestar's default for DELETE allows none with a body.
+    default = 200 if endpoint.method == "DELETE" else None
+    return HTTPRouteHandler(_path(endpoint.path), http_method=methods, status_code=default)(handle)
 
 
 def as_problem(error: Exception) -> Problem:
@@ -224,11 +289,10 @@ def as_problem(error: Exception) -> Problem:
         case Problem():
             return error
         case Unavailable():
-            wait_s = math.ceil(error.retry_after_s or RETRY_AFTER_S)
             return Problem(
                 503,
                 "not now; send the same request again, with the same Idempotency-Key",
-                headers={"Retry-After": str(wait_s)},
+                headers=retry_after(error.retry_after_s or RETRY_AFTER_S),
             )
         case HTTPException():
             detail = error.detail if error.status_code < 500 else "something went wrong here"

@@ -2,19 +2,23 @@
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
-from litestar import Litestar
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ironcart.toolkit.http.problems import PROBLEM_TYPE, Problem
+from ironcart.toolkit.http.connection import CONNECTIONS_MAX, Connection, Room
+from ironcart.toolkit.http.routes import Front
 from ironcart.toolkit.outcomes import Refused
 
 CONNECTIONS_WAITING_MAX = 2_048
 KEEP_ALIVE_S = 75
 REQUESTS_SHARE_OF_DRAIN = 1 / 3
+# Files that are no caller's: the database, the broker, the outside, logs, libraries.
+FILES_RESERVED = 200
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -30,34 +34,24 @@ def listen(host: str, port: int) -> socket.socket:
     return taken
 
 
-class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1, with a problem for what is not HTTP either."""
-
-    def send_400_response(self, msg: str) -> None:
-        """Say that this was not HTTP, and hang up."""
-        answer = Problem(400, msg).response()
-        body = answer.content
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
-            b"Connection: close\r\n\r\n%b" % (PROBLEM_TYPE.encode(), len(body), body)
-        )
-        self.transport.close()
-
-
 class Server(uvicorn.Server):
     """Serves an app until `finish`; signals belong to the lifecycle, not to uvicorn."""
 
-    def __init__(self, app: Litestar, taken: socket.socket, drain_s: float) -> None:
+    def __init__(self, app: Front, taken: socket.socket, drain_s: float) -> None:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        room = Room(max(1, min(CONNECTIONS_MAX, files - FILES_RESERVED)))
+        protocol: Any = partial(Connection, room=room, front=app)
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
-                http=_Protocol,
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 backlog=CONNECTIONS_WAITING_MAX,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 # A caller that never finishes its request must not use up the whole drain.

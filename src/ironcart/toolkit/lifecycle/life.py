@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +22,9 @@ from ironcart.toolkit.database import Database
 from ironcart.toolkit.history import History, Outbox
 from ironcart.toolkit.http import Endpoint, Server, application, json_response, listen
 from ironcart.toolkit.http.routes import Answer, Call
-from ironcart.toolkit.lifecycle.service import Service, Settings
+from ironcart.toolkit.lifecycle.service import Loop, Service, Settings
 from ironcart.toolkit.lifecycle.start import check_consumers, check_database, check_sync
-from ironcart.toolkit.loop import Chassis, Consumer
+from ironcart.toolkit.loop import Chassis, Consumer, Releases
 from ironcart.toolkit.outcomes import IroncartError, Refused, Unavailable
 from ironcart.toolkit.recovery import Recovery
 
@@ -89,7 +89,10 @@ class _Life:
             service.name, self._broker, self._database, history, self._outbox, self._tracing
         )
         self._wiring = service.build(self._chassis, own, self._state.draining)
-        self._consumers = [Consumer(self._chassis, s) for s in self._wiring.subscriptions]
+        subscriptions = self._wiring.subscriptions
+        self._consumers = [Consumer(self._chassis, each) for each in subscriptions]
+        releases = Releases(self._chassis, subscriptions)
+        self._loops: Sequence[Loop] = (*self._consumers, releases, *self._wiring.loops)
         self._running: list[asyncio.Task[None]] = []
 
     async def run(self) -> int:
@@ -122,7 +125,7 @@ class _Life:
                 group.create_task(self._outbox.run_sweeper())
                 group.create_task(self._measure_lag())
                 group.create_task(self._watch_recovery())
-                for loop in (*self._consumers, *self._wiring.loops):
+                for loop in self._loops:
                     self._running.append(group.create_task(loop.run()))
                 self._state.started = True
                 structlog.get_logger().info("Started", port=self._settings.port)
@@ -210,7 +213,7 @@ class _Life:
         self._state.draining.set()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                for loop in (*self._consumers, *self._wiring.loops):
+                for loop in self._loops:
                     loop.stop()
                 # The door closes last: until then whoever asks hears that this one is draining.
                 if self._running:

@@ -7,6 +7,7 @@ culprit stands alone.
 """
 
 from ironcart.toolkit.loop.consumer import Consumer
+from ironcart.toolkit.loop.releases import Releases
 from ironcart.toolkit.loop.subscriptions import Chassis, Message, RawSubscription, Subscription
 from ironcart.toolkit.loop.verdicts import judge
 
@@ -15,6 +16,7 @@ __all__ = [
     "Consumer",
     "Message",
     "RawSubscription",
+    "Releases",
     "Subscription",
     "judge",
 ]

@@ -1,4 +1,4 @@
-"""One try at a batch: inbox, handler, history in one transaction; in halves round a bug."""
+"""One try at a batch: inbox, handler, history in one transaction; in parts where it has to be."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,18 @@ from opentelemetry.trace import SpanKind
 from ironcart.toolkit import history, telemetry
 from ironcart.toolkit.database import Connection, Transaction
 from ironcart.toolkit.history import Cause, Commit
+from ironcart.toolkit.loop import parking
 from ironcart.toolkit.loop.subscriptions import Chassis, Message, Subscription
-from ironcart.toolkit.loop.verdicts import Ack, Term, Verdict, judge
+from ironcart.toolkit.loop.verdicts import Ack, Nak, Term, Verdict, judge
 from ironcart.toolkit.outcomes import Done, Fact, Outcome, Poison, Refused, Retry, Unavailable
+
+
+class _Overtaken(Exception):
+    """A message has to be parked, and later ones of its aggregate went on in the same batch."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
 
 
 class Attempt:
@@ -21,15 +30,20 @@ class Attempt:
         self._chassis, self._subscription, self._label = chassis, subscription, label
 
     async def split(self, messages: Sequence[Message]) -> tuple[list[Verdict], Commit | None]:
-        """Run the batch; on what is no outage, run its halves by themselves."""
+        """Run the batch; on what is no outage, run its halves by themselves.
+
+        A message that is to be parked ends a part, when others of its aggregate come after it.
+        """
+        middle = len(messages) // 2
         try:
             return await self._run(messages)
         except (Unavailable, Refused):  # Nothing that a message has done.
             raise
+        except _Overtaken as error:
+            middle = error.position + 1
         except Exception as error:  # noqa: BLE001 - a handler's bug must not stop its neighbours
             if len(messages) == 1:
                 return [await self._fail(messages[0], error)], None
-        middle = len(messages) // 2
         left, left_commit = await self.split(messages[:middle])
         # The second commit goes out at once: the caller settles one commit only.
         await self._chassis.outbox.publish(left_commit)
@@ -37,43 +51,60 @@ class Attempt:
         return left + right, right_commit
 
     async def _run(self, messages: Sequence[Message]) -> tuple[list[Verdict], Commit | None]:
-        chassis, delivery = self._chassis, messages[0].delivery
+        chassis = self._chassis
         facts: list[tuple[Fact, Cause]] = []
-        commit: Commit | None = None
-        verdicts: list[Verdict] = []
-        spans = []
         async with chassis.database.transaction() as connection:
             transaction = Transaction(connection)
-            arrivals = [(message.key, message.delivery.stream_seq) for message in messages]
-            fresh = await history.admit(connection, delivery.stream, arrivals)
-            todo: list[Message] = []
-            for message in messages:
-                telemetry.consumed.labels(self._label, message.envelope.type).inc()
-                if message.key in fresh:
-                    fresh.remove(message.key)  # A twin in this batch is a duplicate.
-                    traced, span = self._traced(message)
-                    todo.append(traced)
-                    spans.append(span)
-                else:
-                    verdicts.append(Ack(message.delivery, "duplicate"))
+            todo, verdicts = await self._admit(connection, messages)
+            traced = [self._traced(message) for message in todo]
+            todo = [message for message, _ in traced]
             outcomes = await self._subscription.handle(todo, transaction) if todo else []
             assert len(outcomes) == len(todo), "one outcome for each message"
-            refused = []
             for message, outcome in zip(todo, outcomes, strict=True):
                 if isinstance(outcome, Done):
                     facts += [(fact, message.cause) for fact in outcome.emit]
-                verdicts.append(await self._verdict(connection, message, outcome))
-                if not isinstance(outcome, Done):
-                    refused.append(message.key)
-            if refused:
-                await history.withdraw(connection, refused)
+                verdict = await self._verdict(connection, message, outcome)
+                if isinstance(verdict, Term):
+                    _look_behind(messages, message)
+                verdicts.append(verdict)
+            if terms := [each for each in verdicts if isinstance(each, Term)]:
+                await parking.set_aside(connection, terms)
+            if again := {id(each.delivery) for each in verdicts if isinstance(each, Nak)}:
+                keys = [message.key for message in todo if id(message.delivery) in again]
+                await history.withdraw(connection, keys)
             commit = await chassis.history.record(connection, facts)
-        for span in spans:
+        for _, span in traced:
             if span is not None:
                 span.end()
         for then in transaction.after_commit:
             then()
         return verdicts, commit
+
+    async def _admit(
+        self, connection: Connection, messages: Sequence[Message]
+    ) -> tuple[list[Message], list[Verdict]]:
+        """Say which messages are to be dealt with now; the others are known, or have to wait."""
+        stream = messages[0].delivery.stream
+        arrivals = [(message.key, message.delivery.stream_seq) for message in messages]
+        fresh = await history.admit(connection, stream, arrivals)
+        shut = await parking.blocked(connection, {m.envelope.aggregate_id for m in messages})
+        todo: list[Message] = []
+        behind: list[Message] = []
+        verdicts: list[Verdict] = []
+        for message in messages:
+            telemetry.consumed.labels(self._label, message.envelope.type).inc()
+            if message.key not in fresh:
+                verdicts.append(Ack(message.delivery, "duplicate"))
+                continue
+            fresh.remove(message.key)  # A twin in this batch is a duplicate.
+            if message.envelope.aggregate_id in shut:
+                behind.append(message)
+                verdicts.append(Ack(message.delivery, "held"))
+            else:
+                todo.append(message)
+        if behind:
+            await parking.hold(connection, behind)
+        return todo, verdicts
 
     def _traced(self, message: Message) -> tuple[Message, Any]:
         span, inside = self._chassis.tracing.start(
@@ -108,7 +139,7 @@ class Attempt:
         """A single message that raises: a poison says so itself, a bug is tried again, counted."""
         delivery, kind = message.delivery, message.envelope.type
         if isinstance(error, Poison):
-            return Term(delivery, kind, str(error), str(error), 0)
+            return await self._park(Term(delivery, kind, str(error), str(error), 0))
         text = f"{type(error).__name__}: {error}"
         structlog.get_logger().error(
             "A handler failed",
@@ -121,4 +152,24 @@ class Attempt:
             attempts = await history.count_failure(
                 connection, delivery.stream, delivery.stream_seq, text
             )
-        return judge(delivery, kind, Retry(f"unexpected {text}"), attempts, self._chassis.backoff)
+        verdict = judge(
+            delivery, kind, Retry(f"unexpected {text}"), attempts, self._chassis.backoff
+        )
+        return await self._park(verdict) if isinstance(verdict, Term) else verdict
+
+    async def _park(self, term: Term) -> Term:
+        async with self._chassis.database.transaction() as connection:
+            await parking.set_aside(connection, [term])
+        return term
+
+
+def _look_behind(messages: Sequence[Message], parked: Message) -> None:
+    """Raise when a batch has later messages of an aggregate than one that is to be parked."""
+    positions = [
+        position
+        for position, each in enumerate(messages)
+        if each.envelope.aggregate_id == parked.envelope.aggregate_id
+    ]
+    first = next(position for position in positions if messages[position].key == parked.key)
+    if positions[-1] > first:
+        raise _Overtaken(first)

@@ -9,13 +9,15 @@ import structlog
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.broker import BrokerError, Delivery, Puller
 from ironcart.toolkit.collector import Pace
-from ironcart.toolkit.deadletters import UNKNOWN_TYPE, dead_letter, park
-from ironcart.toolkit.envelope import decode, decode_data
-from ironcart.toolkit.history import Cause, Commit
+from ironcart.toolkit.deadletters import park
+from ironcart.toolkit.history import Commit
+from ironcart.toolkit.loop import parking
 from ironcart.toolkit.loop.attempt import Attempt
-from ironcart.toolkit.loop.subscriptions import Chassis, Message, RawSubscription, Subscription
+from ironcart.toolkit.loop.parts import parts
+from ironcart.toolkit.loop.releases import letter_of
+from ironcart.toolkit.loop.subscriptions import Chassis, RawSubscription, Subscription
 from ironcart.toolkit.loop.verdicts import Ack, Nak, Term, Verdict
-from ironcart.toolkit.outcomes import LostRace, Poison, Refused, Unavailable
+from ironcart.toolkit.outcomes import LostRace, Refused, Unavailable
 
 BATCH_MESSAGES_MAX = 500
 MESSAGES_IN_HAND_MAX = 2_000
@@ -122,46 +124,21 @@ class Consumer:
             async with self._chassis.database.transaction() as connection:
                 await self._subscription.handle(batch, connection)
             return [Ack(delivery) for delivery in batch], None
-        verdicts: list[Verdict] = []
-        messages: list[Message] = []
-        for delivery in batch:
-            try:
-                messages.append(self._read(delivery, self._subscription))
-            except Poison as error:
-                kind = self._kind(delivery)
-                verdicts.append(Term(delivery, kind, str(error), str(error), 0))
-        if not messages:
-            return verdicts, None
-        dealt = await Attempt(self._chassis, self._subscription, self.label).split(messages)
-        return verdicts + dealt[0], dealt[1]
-
-    def _kind(self, delivery: Delivery) -> str:
-        assert isinstance(self._subscription, Subscription)
-        kind = self._subscription.kinds.get(delivery.subject)
-        try:
-            named = decode(delivery.body).type
-        except Poison:
-            return UNKNOWN_TYPE
-        return named if kind is not None and kind.__name__ == named else UNKNOWN_TYPE
-
-    def _read(self, delivery: Delivery, subscription: Subscription) -> Message:
-        envelope, kinds = decode(delivery.body), subscription.kinds
-        kind = kinds.get(delivery.subject)
-        if kind is None or kind.__name__ != envelope.type:
-            known = {known.__name__ for known in kinds.values()}
-            what = "does not belong on" if envelope.type in known else "is unknown on"
-            raise Poison(f"type {envelope.type[:64]!r} {what} {delivery.subject}")
-        data = decode_data(envelope, {envelope.type: kind})
-        if subscription.aggregate_of(data) != envelope.aggregate_id:
-            raise Poison("aggregate_id is not what the data is about")
-        context = telemetry.context(delivery.headers, envelope.trace_id)
-        return Message(
-            envelope.key,
-            envelope,
-            data,
-            delivery,
-            Cause(envelope.trace_id, context, envelope.id),
-        )
+        subscription, verdicts = self._subscription, list[Verdict]()
+        commit: Commit | None = None
+        attempt = Attempt(self._chassis, subscription, self.label)
+        for part in parts(batch, subscription):
+            if commit is not None:  # The last one is settled with the batch.
+                await self._chassis.outbox.publish(commit)
+                commit = None
+            if part.terms:
+                async with self._chassis.database.transaction() as connection:
+                    await parking.set_aside(connection, part.terms)
+                verdicts += part.terms
+            if part.messages:
+                dealt, commit = await attempt.split(part.messages)
+                verdicts += dealt
+        return verdicts, commit
 
     async def _settle(self, verdicts: Sequence[Verdict], commit: Commit | None) -> None:
         """Publish what was committed, then tell the broker what became of each message."""
@@ -179,30 +156,26 @@ class Consumer:
         self.puller.release(len(verdicts))
 
     async def _park(self, term: Term) -> None:
-        service, delivery = self._chassis.service, term.delivery
-        letter = dead_letter(
-            service,
-            delivery,
-            term.kind,
-            reason=term.reason,
-            error=term.error,
-            attempts=term.attempts,
-        )
+        """Have the dead letter kept, too; what fails here is made good by the releases."""
+        letter = letter_of(self._chassis.service, term)
         try:
-            await park(self._chassis.broker, letter)
+            seq = await park(self._chassis.broker, letter)
+            delivery = term.delivery
+            await parking.mark_letter(
+                self._chassis.database, delivery.stream, delivery.stream_seq, seq
+            )
         except (Unavailable, BrokerError) as error:
-            structlog.get_logger().error("Could not park", error=str(error), reason=term.reason)
-            await self.puller.nak(delivery, self._chassis.backoff.max_s / 10)
-            return
+            structlog.get_logger().warning("Dead letter comes later", error=str(error))
         structlog.get_logger().error(
             "Dead letter",
             event_type=term.kind,
             reason=term.reason,
             attempt=term.attempts,
-            stream=delivery.stream,
-            stream_seq=delivery.stream_seq,
+            stream=term.delivery.stream,
+            stream_seq=term.delivery.stream_seq,
         )
-        await self.puller.send(delivery, b"+TERM " + letter.headers["Ironcart-Reason"].encode())
+        why = letter.headers["Ironcart-Reason"].encode()
+        await self.puller.send(term.delivery, b"+TERM " + why)
         telemetry.dead_letters.labels(self.label, term.kind).inc()
         self._count("park")
 

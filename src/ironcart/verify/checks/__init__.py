@@ -1,1 +1,1 @@
-"""The invariants I1 to I10, one plain function each, from collected facts to a finding."""
+"""The invariants I1 to I12, one plain function each, from collected facts to a finding."""

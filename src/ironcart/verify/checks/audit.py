@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import dataclass
 
 from ironcart.verify.checks.histories import Histories
-from ironcart.verify.facts import DeadLetter, StreamFacts
+from ironcart.verify.facts import DEAD_LETTERS, Event, StreamFacts
 from ironcart.verify.findings import Faults, Finding
-from ironcart.verify.wire import key_of
+from ironcart.verify.wire import key_of, read_event
 
 SEQ_BYTES = 8
 
@@ -40,7 +40,9 @@ class Trail:
     """Takes the entries stream by stream in sequence order and holds each against the stream.
 
     In a moving system a stream's trail may end early, and is read up to its first gap or missing
-    link; what lies beyond waits for a message that is still under way.
+    link; what lies beyond waits for a message that is still under way. A stream that was made again
+    begins above every sequence of its older self: what the trail has of that is kept by event id,
+    to be found again in the stream, and what it never saw has an entry that says so.
     """
 
     def __init__(self, streams: dict[str, StreamFacts], *, moving: bool = False) -> None:
@@ -48,6 +50,9 @@ class Trail:
         self.moving = moving
         self._ended: set[str] = set()
         self.entries = 0
+        self.older: list[Event] = []
+        self.older_counts: dict[str, int] = {}
+        self.never_seen = 0
         self.faults = Faults()
         self._at: dict[str, int] = {}
         self._hash: dict[str, bytes] = {}
@@ -69,9 +74,20 @@ class Trail:
         facts = self.streams.get(entry.stream)
         if facts is None:
             self.faults.add("of a stream that does not exist", where)
+        elif entry.seq < facts.first_seq:
+            self._keep_older(entry)
         elif entry.seq <= facts.last_seq:
             self.entries += 1
             self._compare(facts, entry, where)
+
+    def _keep_older(self, entry: Entry) -> None:
+        self.older_counts[entry.stream] = self.older_counts.get(entry.stream, 0) + 1
+        if not entry.subject:
+            self.never_seen += 1
+            return
+        event = read_event(entry.stream, entry.seq, entry.subject, entry.body)
+        if event.valid:
+            self.older.append(event)
 
     def _is_gap(self, entry: Entry) -> bool:
         facts = self.streams.get(entry.stream)
@@ -108,14 +124,16 @@ class Trail:
                 self.faults.add("not in the audit trail", f"{name} {event.seq}")
 
 
-def audit(trail: Trail, histories: Histories, dead_letters: list[DeadLetter]) -> Finding:
+def audit(trail: Trail, histories: Histories) -> Finding:
     """I8: audit = stream = union of the services' histories, by id and by bytes; chain intact."""
-    strangers, copies = histories.strangers({letter.event_id for letter in dead_letters} - {b""})
+    letters = {letter.event_id for letter in histories.dead_letters} - {b""}
+    # Dead letters are lost with their stream; the trail remembers which there were.
+    letters |= {event.id for event in trail.older if event.stream == DEAD_LETTERS}
+    strangers, copies = histories.strangers(letters)
     faults = Faults()
     for gathered in (trail.faults, histories.contents, strangers):
-        for kind, count in gathered.counts.items():
-            faults.counts[kind] = faults.counts.get(kind, 0) + count
-            faults.examples.setdefault(kind, []).extend(gathered.examples[kind])
+        faults.merge(gathered)
+    _compare_older(trail, histories, letters, faults)
     return Finding(
         "I8",
         "audit",
@@ -125,6 +143,21 @@ def audit(trail: Trail, histories: Histories, dead_letters: list[DeadLetter]) ->
             "in streams": sum(len(facts.events) for facts in trail.streams.values()),
             "in histories": histories.rows,
             "published again": copies,
+            "of older streams": sum(trail.older_counts.values()),
+            "never seen": trail.never_seen,
         },
         faults,
     )
+
+
+def _compare_older(trail: Trail, histories: Histories, letters: set[bytes], faults: Faults) -> None:
+    """What was audited of a stream that is gone has to be in the one that took its place."""
+    for event in trail.older:
+        if event.stream == DEAD_LETTERS or event.id in letters:
+            continue
+        now = histories.first[event.stream].get(event.id)
+        where = f"{event.stream} {event.seq} {event.type} {event.aggregate}"
+        if now is None:
+            faults.add("audited before the stream was made again, not published again", where)
+        elif now.digest != event.digest:
+            faults.add("published again with other bytes than were audited", where)

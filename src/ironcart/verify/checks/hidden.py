@@ -15,11 +15,12 @@ def nothing_hidden(facts: Facts, *, expected_dead_letters: int, settle_s: float)
     Early orders and waiting rows are faults only where nothing moves any more.
     """
     faults = Faults()
-    letters = len(facts.dead_letters)
+    distinct = [letter for letter in facts.dead_letters if not letter.repeated]
+    left = [letter for letter in distinct if not letter.resolved]
+    letters = len(left)
     if letters != expected_dead_letters:
         reasons = Counter(
-            f"{letter.subject}: {letter.reason or 'no reason given'}"
-            for letter in facts.dead_letters
+            f"{letter.subject}: {letter.reason or 'no reason given'}" for letter in left
         )
         shown = "; ".join(f"{why} x{n}" for why, n in reasons.most_common(REASONS_SHOWN_MAX))
         faults.add(f"dead letters, {expected_dead_letters} expected", shown, letters)
@@ -34,7 +35,10 @@ def nothing_hidden(facts: Facts, *, expected_dead_letters: int, settle_s: float)
             )
     for service, jobs in facts.leftovers.old_jobs.items():
         faults.add("jobs open for more than 60 s", service, jobs)
-    parked = Counter(letter.subject.split(".")[1] for letter in facts.dead_letters)
+    if facts.leftovers.waiting_behind and not letters:
+        for service, waiting in facts.leftovers.waiting_behind.items():
+            faults.add("waiting behind a dead letter that does not exist", service, waiting)
+    parked = Counter(letter.subject.split(".")[1] for letter in distinct)
     for service, failing in facts.leftovers.failing.items():
         # A message whose attempts were used up lies in DEADLETTERS and keeps its failure row.
         if failing > parked[service]:
@@ -53,10 +57,13 @@ def nothing_hidden(facts: Facts, *, expected_dead_letters: int, settle_s: float)
         "DEADLETTERS, consumers, batches, jobs, failures",
         {
             "dead letters": letters,
+            "dealt with": len(distinct) - letters,
+            "waiting behind": sum(facts.leftovers.waiting_behind.values()),
             "unpublished": sum(facts.backlog.unpublished.values()),
             "pending": sum(c.pending + c.ack_pending for c in facts.backlog.consumers),
             "consumers": len(facts.backlog.consumers),
             "jobs": sum(facts.backlog.jobs.values()),
+            "webhooks tried again": facts.leftovers.webhooks_tried_again,
             "failed before": sum(facts.leftovers.failing.values()),
         },
         faults,

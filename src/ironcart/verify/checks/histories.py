@@ -2,13 +2,16 @@
 
 import hashlib
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ironcart.verify.facts import OWNERS, Event, StreamFacts
+from ironcart.verify.facts import DEAD_LETTERS, OWNERS, DeadLetter, Event, StreamFacts
 from ironcart.verify.findings import Faults
 from ironcart.verify.wire import mentioned, read_event, show_id
 
 STREAM_OF = {service: stream for stream, service in OWNERS.items()}
+# What was done about a dead letter is told in the stream of dead letters, whoever's it was.
+REPAIRS = ("deadletters.", "dlq.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Recorded:
     service: str
     id: bytes
     aggregate: str
+    subject: str
     version: int
     body: bytes
     place: tuple[int, int]
@@ -37,13 +41,27 @@ def at(stream: StreamFacts, seq: int) -> Event | None:
 class Histories:
     """Takes the rows one by one, marks the events they own, and gathers what does not agree."""
 
-    def __init__(self, streams: dict[str, StreamFacts], *, moving: bool = False) -> None:
+    def __init__(
+        self,
+        streams: dict[str, StreamFacts],
+        dead_letters: Iterable[DeadLetter] = (),
+        *,
+        moving: bool = False,
+    ) -> None:
         self.streams = streams
         self.moving = moving
+        self.dead_letters = list(dead_letters)
+        letters = {letter.seq for letter in self.dead_letters}
         self.pending: dict[str, list[Event]] = {}
         self.first = {
             name: mentioned(facts.events) for name, facts in streams.items() if name in OWNERS
         }
+        # A dead letter has the bytes of somebody else's event; what was done about it is an event.
+        self.first[DEAD_LETTERS] = mentioned(
+            event
+            for event in (streams[DEAD_LETTERS].events if DEAD_LETTERS in streams else ())
+            if event.seq not in letters
+        )
         self.rows = 0
         self.highest: dict[str, int] = {}
         self.contents = Faults()
@@ -52,7 +70,8 @@ class Histories:
     def add(self, row: Recorded) -> None:
         """Hold one row against the stream of its service."""
         self.rows += 1
-        name = STREAM_OF.get(row.service, "")
+        repairs = row.subject.startswith(REPAIRS)
+        name = DEAD_LETTERS if repairs else STREAM_OF.get(row.service, "")
         event = self.first.get(name, {}).get(row.id)
         shown = f"{row.aggregate} version {row.version} of {row.service}"
         if event is None:
@@ -96,10 +115,10 @@ class Histories:
         faults = Faults()
         copies = 0
         for name, first in self.first.items():
-            for event in self.streams[name].events:
-                if not event.valid:
+            for event in self.streams[name].events if name in self.streams else ():
+                original = first.get(event.id)
+                if original is None or not event.valid:
                     continue
-                original = first[event.id]
                 if original is not event:
                     copies += 1
                     if original.digest != event.digest and event.id not in refused:

@@ -16,7 +16,7 @@ def mail(facts: Facts) -> Finding:
     given_up = {
         event.aggregate
         for event in facts.owned("NOTIFICATIONS")
-        if event.type == "NotificationFailed"
+        if event.type == "NotificationFailed" and event.notice.startswith("mail/")
     }
     due = failed = copies = 0
     for order in facts.orders.values():

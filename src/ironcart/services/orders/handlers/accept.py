@@ -1,4 +1,4 @@
-"""Accept orders, as many as have come together, in one transaction; and cancel them."""
+"""Accept orders, as many as have come together, in one transaction."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -8,15 +8,14 @@ from decimal import Decimal
 import msgspec
 
 from ironcart.events import OrderCreated, money
-from ironcart.services.orders.handlers.advance import step
 from ironcart.services.orders.handlers.check import CurrencyCode, Draft
-from ironcart.services.orders.handlers.table import TERMINAL, Cancel, Status
+from ironcart.services.orders.handlers.table import Status
 from ironcart.services.orders.store import Key, Order, Store
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import Name, encode_json
 from ironcart.toolkit.history import Cause, Commit, History
-from ironcart.toolkit.outcomes import Fact
-from ironcart.toolkit.vault import Vault
+from ironcart.toolkit.outcomes import Fact, Refused
+from ironcart.toolkit.vault import Contact, Vault
 
 PENDING = "pending"
 
@@ -51,6 +50,13 @@ class Answer:
 
 class KeyReused(msgspec.Struct, frozen=True):
     """The key stands for another body."""
+
+
+class Unsealed(msgspec.Struct, frozen=True):
+    """The customer's key cannot be used, so the contact cannot be kept; nothing was written."""
+
+
+Verdict = Answer | KeyReused | Unsealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +115,27 @@ async def accept(
     history: History,
     publish: Callable[[Commit], object],
     new_id: Callable[[], str],
-) -> list[Answer | KeyReused]:
-    """Accept orders: keys, orders and facts in one transaction; publishing needs no waiting for."""
+) -> list[Verdict]:
+    """Accept orders: keys, orders and facts in one transaction; publishing needs no waiting for.
+
+    A request whose customer's key is damaged is `Unsealed`, and does not hold up the others.
+    """
     contacts = await _sealed(requests, vault)
     prepared = [
         prepare(request, new_id(), contact)
         for request, contact in zip(requests, contacts, strict=True)
+        if not isinstance(contact, Unsealed)
     ]
+    answers = iter(await _write(prepared, database, history, publish) if prepared else ())
+    return [each if isinstance(each, Unsealed) else next(answers) for each in contacts]
+
+
+async def _write(
+    prepared: Sequence[_Prepared],
+    database: Database,
+    history: History,
+    publish: Callable[[Commit], object],
+) -> list[Answer | KeyReused]:
     first: dict[tuple[str, str], _Prepared] = {}
     for each in prepared:
         if each.request.key is not None:
@@ -155,43 +175,28 @@ def _answer(each: _Prepared, known: dict[tuple[str, str], Key], is_new: bool) ->
     return Answer(kept.order_id, kept.answer, replayed=True)
 
 
-async def _sealed(requests: Sequence[Request], vault: Vault) -> list[str | None]:
+async def _sealed(requests: Sequence[Request], vault: Vault) -> list[str | Unsealed | None]:
     reachable = [
         (request.draft.customer_id, request.draft.contact)
         for request in requests
         if request.draft.contact is not None
     ]
-    sealed = iter(await vault.encrypt(reachable) if reachable else [])
+    sealed = iter(await _encrypted(reachable, vault) if reachable else [])
     return [None if request.draft.contact is None else next(sealed) for request in requests]
 
 
-async def cancel(
-    order_id: str,
-    *,
-    database: Database,
-    history: History,
-    publish: Callable[[Commit], object],
-    cause: Cause,
-    reason: str,
-) -> Order | None:
-    """Ask that an order be undone; None when there is none.
-
-    Idempotent. The order that is returned says what came of it: cancelling or cancelled, or, where
-    it was too late, confirmed or rejected.
-    """
-    async with database.transaction() as connection:
-        store = Store(connection)
-        order = (await store.lock([order_id])).get(order_id)
-        if order is None or order.status is None:
-            return None
-        if order.status in TERMINAL:
-            return order
-        after, fact = step(order, Cancel(), reason)
-        commit: Commit | None = None
-        if fact is not None:
-            await store.move([after])
-            commit = await history.record(connection, [(fact, cause)])
-        found = await store.find(order_id)
-    if commit is not None:
-        publish(commit)
-    return found
+async def _encrypted(contacts: Sequence[tuple[str, Contact]], vault: Vault) -> list[str | Unsealed]:
+    """Encrypt what can be; the batch is halved until the damaged key stands alone."""
+    try:
+        return [*await vault.encrypt(contacts)]
+    except (Refused, ValueError):
+        customers = sorted({customer for customer, _ in contacts})
+        if len(customers) == 1:
+            return [Unsealed()] * len(contacts)
+        half = set(customers[: len(customers) // 2])
+        found: dict[int, str | Unsealed] = {}
+        for in_half in (True, False):
+            places = [at for at, (who, _) in enumerate(contacts) if (who in half) == in_half]
+            sealed = await _encrypted([contacts[at] for at in places], vault)
+            found.update(zip(places, sealed, strict=True))
+        return [found[at] for at in range(len(contacts))]

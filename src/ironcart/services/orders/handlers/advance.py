@@ -5,14 +5,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from ironcart.events import (
     CURRENCY_DEFAULT,
+    Item,
     OrderCancellationRequested,
     OrderCreated,
     PaymentFailed,
     StockRejected,
+    StockReserved,
     minor_units,
     money,
 )
@@ -27,13 +30,14 @@ from ironcart.services.orders.handlers.table import (
 )
 from ironcart.services.orders.store import Order, Store
 from ironcart.toolkit.database import Transaction
-from ironcart.toolkit.envelope import encode_json
+from ironcart.toolkit.envelope import encode_json, event_id
 from ironcart.toolkit.history import History, Recorded
 from ironcart.toolkit.loop import Message
 from ironcart.toolkit.outcomes import Done, Fact, Outcome, Park
 
 ELSEWHERE = "elsewhere"
 OUT_OF_STOCK, PAYMENT_DECLINED, LATE_CHARGE = "out_of_stock", "payment_declined", "late_charge"
+EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class Told:
     changed: Callable[[Collection[str]], None]
     finished: Callable[[Sequence[tuple[str, float]]], None]
     contradiction: Callable[[str, str, str], None]
+    conflict: Callable[[str, str], None]
 
 
 def step(order: Order, event: Any, reason: str | None = None) -> tuple[Order, Fact | None]:
@@ -81,6 +86,19 @@ def begin(early: Order | None, created: OrderCreated, trace_id: str, currency: s
     )
 
 
+def conflicts(order: Order, event: OrderCreated | StockReserved, currency: str) -> bool:
+    """Whether an event speaks of another order under this order's id."""
+    used = event.currency or currency
+    if (event.customer_id, used) != (order.customer_id, order.currency):
+        return True
+    if minor_units(event.amount, used) != order.amount_minor:
+        return True
+    if not isinstance(event, OrderCreated):
+        return False
+    kept = msgspec.json.decode(order.items or b"[]", type=tuple[Item, ...])
+    return kept != (event.items or ())
+
+
 def _reason(order: Order, after: str, event: Any, given: str | None) -> str | None:
     match event:
         case Cancel():
@@ -96,7 +114,8 @@ def _reason(order: Order, after: str, event: Any, given: str | None) -> str | No
 
 def _data(kind: type[Struct], order: Order) -> Struct:
     if kind is OrderCancellationRequested:
-        by = "orders" if order.reason == LATE_CHARGE else (order.caller or ELSEWHERE)
+        ours = order.reason in (LATE_CHARGE, EXPIRED)
+        by = "orders" if ours else (order.caller or ELSEWHERE)
         return OrderCancellationRequested(order.order_id, by, order.reason or "")
     assert order.amount_minor is not None
     assert order.currency is not None
@@ -122,6 +141,7 @@ class _Batch:
     adopted: list[Message] = field(default_factory=list)
     ended: list[Order] = field(default_factory=list)
     contradictions: list[tuple[str, str, str]] = field(default_factory=list)
+    conflicting: list[tuple[str, str]] = field(default_factory=list)
 
     def deal_with(self, message: Message) -> Outcome:
         """Decide one event; remembers what it does to the rows."""
@@ -133,6 +153,9 @@ class _Batch:
             order = _unheard_of(order_id)
         if (order.state, type(event)) in CONTRADICTIONS:
             self.contradictions.append((order_id, order.state, type(event).__name__))
+        told_whole = isinstance(event, OrderCreated | StockReserved) and order.status is not None
+        if told_whole and conflicts(order, event, self.currency):
+            self.conflicting.append((order_id, type(event).__name__))
         after, fact = step(order, event)
         if after is not order:
             self._keep(after)
@@ -212,6 +235,8 @@ async def advance(
     transaction.after_commit.append(partial(told.finished, ended))
     for order_id, state, event in decided.contradictions:
         transaction.after_commit.append(partial(told.contradiction, order_id, state, event))
+    for order_id, event in decided.conflicting:
+        transaction.after_commit.append(partial(told.conflict, order_id, event))
     return outcomes
 
 
@@ -223,14 +248,21 @@ async def adopt(
     told: Told,
     currency: str,
 ) -> Sequence[Outcome]:
-    """Look through our own OrderCreated for orders that we do not know, and take those on."""
+    """Look through our own OrderCreated for orders that we do not know, and take those on.
+
+    The first that comes under an id stands; another one is told as a conflict.
+    """
     ours = await Store(transaction.connection).heard_of({m.envelope.aggregate_id for m in batch})
-    news = [message for message in batch if message.envelope.aggregate_id not in ours]
+    news = [m for m in batch if m.envelope.aggregate_id not in ours or not _is_own(m, history)]
     if not news:
         return [Done()] * len(batch)
     dealt = await advance(news, transaction, history=history, told=told, currency=currency)
     by_key = {message.key: outcome for message, outcome in zip(news, dealt, strict=True)}
     return [by_key.get(message.key, Done()) for message in batch]
+
+
+def _is_own(message: Message, history: History) -> bool:
+    return message.key == event_id(history.owner, message.envelope.aggregate_id, 1)
 
 
 def _as_recorded(message: Message) -> Recorded:

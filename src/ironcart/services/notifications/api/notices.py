@@ -19,11 +19,15 @@ Word = Annotated[str, Meta(pattern=r"^[a-z]{1,32}\Z")]
 
 
 class Item(Struct, frozen=True):
-    """One notification; `reason` says why it failed, `recipient_hash` stands for the address."""
+    """One notification; `reason` says why it failed, `recipient_hash` stands for address or URL.
+
+    `message_id` of a webhook is its webhook-id, `endpoint_id` where it went.
+    """
 
     order_id: Name
     template: Literal["confirmed", "rejected", "cancelled"]
-    channel: Literal["mail"]
+    channel: Literal["mail", "webhook"]
+    endpoint_id: Name | None
     state: Literal["due", "sent", "failed"]
     reason: str | None
     message_id: str | None
@@ -46,6 +50,7 @@ class Position(Struct, frozen=True):
     order_id: Name
     template: Word
     channel: Word
+    endpoint_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{0,64}\Z")] = ""
 
 
 def _item(row: Row) -> Item:
@@ -53,6 +58,7 @@ def _item(row: Row) -> Item:
         row.order_id,
         row.template,  # type: ignore[arg-type] # the table has a check
         row.channel,  # type: ignore[arg-type] # the table has a check
+        row.endpoint_id or None,
         row.state,  # type: ignore[arg-type] # the table has a check
         row.reason,
         row.message_id,
@@ -72,14 +78,19 @@ def endpoints(database: Database) -> list[Endpoint]:
             raise Problem(400, "order_id is not valid", faults=[fault])
         limit = read_limit(request)
         last = read_cursor(request, Position)
-        before = (last.created_at_us, last.order_id, last.template, last.channel) if last else None
+        before = None
+        if last is not None:
+            key = (last.order_id, last.template, last.channel, last.endpoint_id)
+            before = (last.created_at_us, key)
         rows = await Store(database).page(order_id, before, limit + 1)
         cursor = None
         if len(rows) > limit:
             rows = rows[:limit]
             end = rows[-1]
             cursor = write_cursor(
-                Position(end.created_at_us, end.order_id, end.template, end.channel)
+                Position(
+                    end.created_at_us, end.order_id, end.template, end.channel, end.endpoint_id
+                )
             )
         return json_response(Page([_item(row) for row in rows], cursor))
 

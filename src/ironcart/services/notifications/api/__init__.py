@@ -1,0 +1,1 @@
+"""Notifications over HTTP: what became of each, and the endpoints that webhooks go to."""

@@ -1,0 +1,1 @@
+"""Notifications' decisions: what to tell whom, and what came of it."""

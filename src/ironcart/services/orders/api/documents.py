@@ -1,0 +1,63 @@
+"""The routes with their documentation."""
+
+from decimal import Decimal
+
+from ironcart.events import CURRENCY_DEFAULT
+from ironcart.services.orders.api.headers import KEY_PATTERN, WAIT_S_MAX
+from ironcart.services.orders.api.routes import Api
+from ironcart.services.orders.api.views import OrderEvent, OrderPage, OrderView
+from ironcart.services.orders.handlers.accept import Accepted
+from ironcart.services.orders.handlers.check import PostItem, PostOrder
+from ironcart.services.orders.handlers.table import STATUSES
+from ironcart.toolkit.envelope import NAME_PATTERN
+from ironcart.toolkit.http import Endpoint, Operation, Parameter
+from ironcart.toolkit.http.routes import PAGING
+
+
+def endpoints(api: Api) -> list[Endpoint]:
+    """Every route, with its documentation and its door."""
+    text = {"type": "string"}
+    order_id = Parameter("order_id", "path", "the order", text | {"pattern": NAME_PATTERN})
+    example = PostOrder(
+        "C-1", [PostItem("SKU-1", 2, Decimal("19.99"))], CURRENCY_DEFAULT, email="a@b.example"
+    )
+    key = text | {"pattern": KEY_PATTERN}
+    waiting = f"wait=N: wait N seconds, at most {WAIT_S_MAX:g}, for the order to end, and show it"
+    posting = Operation(
+        "Place an order",
+        {202: Accepted},
+        (400, 413, 415, 422, 429),
+        (
+            Parameter("Idempotency-Key", "header", "the same key is the same order", key),
+            Parameter("Prefer", "header", waiting, text),
+        ),
+        PostOrder,
+        example,
+        headers={202: {"Location": "the order"}},
+    )
+    listing = Operation(
+        "List orders",
+        {200: OrderPage},
+        (400,),
+        (
+            Parameter("status", "query", "only these", {"type": "string", "enum": list(STATUSES)}),
+            Parameter("customer_id", "query", "only theirs", text | {"pattern": NAME_PATTERN}),
+            *PAGING,
+        ),
+    )
+    cancelling = Operation("Cancel an order", {202: OrderView}, (400, 404, 409), (order_id,))
+    following = Operation(
+        "Follow an order",
+        {200: OrderEvent},
+        (400, 404),
+        (order_id, Parameter("Last-Event-ID", "header", "resume after this version", text)),
+        media_type="text/event-stream",
+    )
+    getting = Operation("See an order", {200: OrderView}, (400, 404), (order_id,))
+    return [
+        Endpoint("POST", "/orders", api.post_order, posting, api.door.enter),
+        Endpoint("GET", "/orders", api.list_orders, listing),
+        Endpoint("GET", "/orders/{order_id}", api.get_order, getting),
+        Endpoint("POST", "/orders/{order_id}/cancel", api.cancel_order, cancelling),
+        Endpoint("GET", "/orders/{order_id}/events", api.follow_order, following),
+    ]

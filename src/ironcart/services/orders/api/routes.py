@@ -1,0 +1,169 @@
+"""The routes of orders."""
+
+import asyncio
+import re
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from litestar.response import Stream
+
+from ironcart.services.orders.api.door import Door, Places
+from ironcart.services.orders.api.following import Changes, Follower
+from ironcart.services.orders.api.headers import read_key, read_wait_s
+from ironcart.services.orders.api.reads import Reads
+from ironcart.services.orders.api.views import OrderPage, Position, view
+from ironcart.services.orders.handlers.accept import Answer, KeyReused, Request, Unsealed
+from ironcart.services.orders.handlers.admit import LONG_S, RETRY
+from ironcart.services.orders.handlers.check import Draft, check
+from ironcart.services.orders.handlers.table import STATUSES
+from ironcart.services.orders.handlers.undo import cancel
+from ironcart.services.orders.store import Order
+from ironcart.toolkit.envelope import NAME_PATTERN
+from ironcart.toolkit.history import Cause
+from ironcart.toolkit.http import Fault, Problem, json_response
+from ironcart.toolkit.http.problems import retry_after
+from ironcart.toolkit.http.routes import Answer as HttpAnswer
+from ironcart.toolkit.http.routes import (
+    Call,
+    json_body,
+    leave_early,
+    read_cursor,
+    read_limit,
+    read_name,
+    trace_of,
+    write_cursor,
+)
+from ironcart.toolkit.loop import Chassis
+from ironcart.toolkit.outcomes import Unavailable
+
+# While authentication is off, everybody is this caller.
+CALLER = "anonymous"
+BY_CUSTOMER = "customer"
+
+
+class Api:
+    """The routes of orders."""
+
+    def __init__(
+        self,
+        chassis: Chassis,
+        collector: Places,
+        door: Door,
+        reads: Reads,
+        follower: Follower,
+        *,
+        changes: Changes,
+        currency: str,
+        commit_wait_s_max: float,
+    ) -> None:
+        self._chassis, self._collector, self.door = chassis, collector, door
+        self._reads, self._follower, self._changes = reads, follower, changes
+        self._currency, self._commit_wait_s_max = currency, commit_wait_s_max
+
+    async def post_order(self, request: Call) -> HttpAnswer:
+        """Accept an order; 202 once it is committed."""
+        accepted = await self._accept(request)
+        leave_early(request)
+        body: Any = accepted.body
+        # Where too many wait already, the order is accepted all the same, and not waited for.
+        if (wait_s := read_wait_s(request)) and not self._changes.full:
+            with suppress(Unavailable):  # The order is accepted, whatever becomes of the waiting.
+                order = await self._follower.until_terminal(accepted.order_id, wait_s)
+                body = body if order is None else view(order)
+        return json_response(body, 202, {"Location": f"/orders/{accepted.order_id}"})
+
+    async def _accept(self, request: Call) -> Answer:
+        key = read_key(request)
+        draft = self._read(await json_body(request))
+        trace = trace_of(request)
+        placing = Request(draft, CALLER, key, Cause(trace.trace_id, trace))
+        try:
+            # With a key, not knowing is safe: whoever asks again is told. Without one we wait for
+            # the truth of a commit that has begun, which the database's own time-outs bound.
+            async with asyncio.timeout(self._commit_wait_s_max if key else None):
+                accepted = await self._collector.submit(placing)
+        except TimeoutError:
+            wait_s = self._collector.expected_wait_s()
+            said = f"it is not known yet whether the order was accepted: {RETRY}"
+            raise Problem(503, said, headers=retry_after(wait_s)) from None
+        if isinstance(accepted, KeyReused):
+            raise Problem(422, "this Idempotency-Key was used with another body: use a new key")
+        if isinstance(accepted, Unsealed):
+            said = f"this customer's contact cannot be kept now, a person has been told: {RETRY}"
+            raise Problem(503, said, headers=retry_after(LONG_S))
+        return accepted
+
+    def _read(self, body: bytes) -> Draft:
+        try:
+            read = check(body, currency=self._currency)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Problem(400, f"the body is not JSON: {error}") from error
+        if isinstance(read, list):
+            raise Problem(400, "the order is not valid", faults=read)
+        return read
+
+    async def get_order(self, request: Call) -> HttpAnswer:
+        """Show an order."""
+        return json_response(view(await self._find(read_name(request, "order_id"))))
+
+    async def _find(self, order_id: str) -> Order:
+        order = await self._reads.find(order_id)
+        if order is None:
+            raise Problem(404, f"there is no order {order_id}")
+        return order
+
+    async def list_orders(self, request: Call) -> HttpAnswer:
+        """List orders, newest first."""
+        status, customer_id = (request.query_params.get(n) for n in ("status", "customer_id"))
+        if status is not None and status not in STATUSES:
+            fault = Fault("/status", f"use one of {', '.join(STATUSES)}")
+            raise Problem(400, "status is not valid", faults=[fault])
+        if customer_id is not None and not re.match(NAME_PATTERN, customer_id):
+            fault = Fault("/customer_id", "use 1 to 64 of A-Z a-z 0-9 . _ -")
+            raise Problem(400, "customer_id is not valid", faults=[fault])
+        limit = read_limit(request)
+        position = read_cursor(request, Position)
+        async with self._reads.store() as store:
+            orders = await store.page(
+                status=status,
+                customer_id=customer_id,
+                before=(position.created_at, position.order_id) if position else None,
+                limit=limit,
+            )
+        cursor = None
+        if len(orders) == limit and (at := orders[-1].created_at) is not None:
+            cursor = write_cursor(Position(at, orders[-1].order_id))
+        return json_response(OrderPage([view(order) for order in orders], cursor))
+
+    async def cancel_order(self, request: Call) -> HttpAnswer:
+        """Ask for an order to be undone."""
+        order_id = read_name(request, "order_id")
+        trace = trace_of(request)
+        async with self._reads.place():
+            order = await cancel(
+                order_id,
+                database=self._chassis.database,
+                history=self._chassis.history,
+                publish=self._chassis.outbox.hand_over,
+                cause=Cause(trace.trace_id, trace),
+                reason=BY_CUSTOMER,
+            )
+        if order is None:
+            raise Problem(404, f"there is no order {order_id}")
+        if order.status in ("confirmed", "rejected"):
+            raise Problem(409, f"the order is {order.status}: it cannot be cancelled")
+        self._changes.tell([order_id])
+        return json_response(view(order), 202)
+
+    async def follow_order(self, request: Call) -> HttpAnswer:
+        """Stream an order's events (SSE) until it has ended."""
+        order = await self._find(read_name(request, "order_id"))
+        if self._changes.full:
+            raise Problem(503, "too many follow orders already", headers=retry_after(1.0))
+        last = request.headers.get("last-event-id", "")
+        after = int(last) if re.fullmatch("[0-9]{1,9}", last) else 0
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Stream(
+            self._follower.events(order, after), media_type="text/event-stream", headers=headers
+        )

@@ -1,0 +1,101 @@
+"""One call to Stripe, through its own SDK: an answer, an error that is one, or `Unavailable`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import stripe
+
+from ironcart.toolkit.outcomes import Refused, Unavailable
+from ironcart.toolkit.resilience import Breaker
+
+CALL_TIMEOUT_S = 10.0
+CONNECTIONS_MAX = 128
+PAGE_ITEMS = 100
+NOT_FOUND = 404
+
+Object = Mapping[str, Any]
+
+
+class StoredFailure(Exception):
+    """The gateway keeps a failure under this idempotency key: it will never say anything else."""
+
+
+class Client:
+    """The connections to Stripe, behind a breaker."""
+
+    def __init__(self, api_key: str, api_base: str, breaker: Breaker) -> None:
+        self._api_key, self._api_base, self._breaker = api_key, api_base, breaker
+        self._opened: stripe.StripeClient | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def _client(self) -> stripe.StripeClient:
+        if self._opened is None:  # aiohttp wants a running loop.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX)
+            )
+            self._opened = stripe.StripeClient(
+                self._api_key,
+                base_addresses={"api": self._api_base} if self._api_base else {},
+                max_network_retries=0,
+                http_client=stripe.AIOHTTPClient(timeout=CALL_TIMEOUT_S, session=self._session),
+            )
+        return self._opened
+
+    async def close(self) -> None:
+        """Close the kept connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str, **params: Any) -> Object | None:
+        """Read one object; None when there is none."""
+        try:
+            return await self._call("get", path, **params)
+        except stripe.InvalidRequestError as error:
+            if error.http_status == NOT_FOUND:
+                return None
+            raise Unavailable(f"Stripe refuses to be asked: {error.code}") from error
+        except StoredFailure as error:
+            raise Unavailable(str(error)) from error
+
+    async def post(self, path: str, key: str, **params: Any) -> Object:
+        """Ask for a change; what is refused raises Stripe's `InvalidRequestError` or `CardError`.
+
+        Raises `StoredFailure` when the key is used up, and nothing was done now.
+        """
+        return await self._call("post", path, idempotency_key=key, **params)
+
+    async def pages(self, path: str, after: str = "", **params: Any) -> AsyncIterator[list[Any]]:
+        """Read a list, newest first, in pages, beginning below the object `after`."""
+        more = True
+        while more:
+            from_there = {"starting_after": after} if after else {}
+            answer = await self.get(path, limit=PAGE_ITEMS, **from_there, **params)
+            if answer is None:
+                raise Unavailable(f"Stripe has no {path}")
+            items: list[Any] = answer["data"]
+            more = bool(answer["has_more"]) and bool(items)
+            after = items[-1]["id"] if items else after
+            yield items
+
+    async def _call(self, method: str, path: str, **params: Any) -> Object:
+        """Make one call; an outcome that is not known is `Unavailable`, never a failure."""
+        with self._breaker.guard():
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    answer: Any = await self._client.raw_request_async(method, path, **params)
+            except stripe.AuthenticationError as error:
+                raise Refused("Stripe refuses IRONCART_STRIPE_API_KEY: set another") from error
+            except stripe.RateLimitError as error:
+                raise Unavailable("Stripe asks us to slow down", retry_after_s=1.0) from error
+            except (stripe.InvalidRequestError, stripe.CardError):
+                raise
+            except (stripe.StripeError, TimeoutError, aiohttp.ClientError, OSError) as error:
+                headers: Any = getattr(error, "headers", None) or {}
+                if headers.get("idempotent-replayed") == "true":
+                    raise StoredFailure("Stripe keeps a failure under this key") from error
+                raise Unavailable(f"Stripe: {type(error).__name__}") from error
+        data: Object = answer.data
+        return data

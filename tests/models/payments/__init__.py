@@ -1,0 +1,1 @@
+"""Payments against a gateway: two replicas, and everything between them that may go wrong."""

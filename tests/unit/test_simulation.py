@@ -1,0 +1,77 @@
+"""The toolkit's loops under simulated schedules; more of them: `make simulate`."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from simulation.clock import Process, SimulatedLoop
+from simulation.defects import DEFECTS, Defect
+from simulation.runs import SOMETIMES, every_step, first_broken
+from simulation.schedule import Plan, run
+from simulation.statements import Tables, UnknownStatement, answer
+
+SEEDS = 120
+SEEDS_TO_NOTICE = 200
+# A prime, so that the steps tried move through the schedule from run to run of the offset.
+STEP_STRIDE = 23
+
+
+def test_whatever_happens_all_is_well_in_the_end() -> None:
+    seen: Counter[str] = Counter()
+    broken = {}
+    for seed in range(SEEDS):
+        verdict = run(Plan(seed))
+        seen.update(verdict.seen)
+        if verdict.broken:
+            broken[seed] = verdict.broken
+
+    assert not broken, "replay: PYTHONPATH=tests python -m simulation --seed N --trace"
+    assert sum(what in seen for what in SOMETIMES) >= len(SOMETIMES) - 3
+
+
+def test_a_crash_at_any_step_of_a_short_schedule_is_made_good() -> None:
+    broken = [verdict.broken for verdict in every_step(STEP_STRIDE) if verdict.broken]
+
+    assert not broken
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+def test_a_defence_that_is_missing_is_noticed(defect: Defect) -> None:
+    assert first_broken(defect, SEEDS_TO_NOTICE) is not None
+
+
+def test_a_seed_is_one_schedule() -> None:
+    first, again, other = (run(Plan(seed, tracing=True)).trace for seed in (7, 7, 8))
+
+    assert first == again
+    assert first != other
+
+
+def test_a_statement_that_nobody_knows_ends_the_run() -> None:
+    with pytest.raises(UnknownStatement):
+        answer(Tables(lambda: 0.0, lambda _: None), "SELECT 2", ())
+
+
+def test_a_crashed_process_runs_no_further_step() -> None:
+    loop = SimulatedLoop(random.Random(1))
+    process = Process(loop, "victim")
+    done = []
+
+    async def work() -> None:
+        try:
+            while True:
+                await asyncio.sleep(1)
+                done.append(loop.time())
+        finally:
+            done.append("cleaned up")
+
+    async def watch() -> list[object]:
+        process.spawn(work())
+        await asyncio.sleep(3.5)
+        process.crash()
+        await asyncio.sleep(10)
+        return list(done)
+
+    assert len(loop.run(watch())) == 3

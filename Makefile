@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check chaos defects lock clean
+.PHONY: help setup demo test simulate check chaos defects lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -26,6 +26,9 @@ demo: .venv/.ready  ## everything on this machine, with load running, until Ctrl
 
 test: setup  ## all tests; starts what it needs
 	$(BIN)/pytest
+
+simulate: setup  ## 1,000 seeded schedules of the toolkit's loops, with crashes and outages
+	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 1000
 
 check: setup  ## lint, format, types, import rules, tidiness
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ DEFECTS = (
         "ALTER TABLE inventory.stock DROP CONSTRAINT never_oversold",
     ),
     Defect("idempotency key ignored", ("SIGSTOP orders",)),
-    Defect("another body under a used key", ("SIGSTOP orders",)),
+    Defect("another body under a used key", ("SIGSTOP audit", "SIGSTOP notifications")),
     Defect("answered 202 without storing", ("kill -9 Postgres",)),
     Defect("audit skips messages", ("SIGTERM audit",)),
     Defect("audit does not chain", ("SIGTERM audit",)),

@@ -221,7 +221,11 @@ class Beta(Toy):
         super().__init__(world, process, jetstream, server)
         self._outside = outside
         self.jobs: Jobs[tuple[str, int], int] = Jobs(
-            Calls(world, outside, process), self.database, self.history, self.outbox, calls_max=CALLS_MAX
+            Calls(world, outside, process),
+            self.database,
+            self.history,
+            self.outbox,
+            calls_max=CALLS_MAX,
         )
         durable = Durable("beta", "PINGS", (SUBJECTS["Ping"],))
         kinds: Mapping[str, type[Struct]] = {SUBJECTS["Ping"]: Ping}

@@ -121,8 +121,7 @@ class Outbox:
         left = sorted(row["batch_no"] for row in rows)
         try:
             for numbers in _rounds(left, {row["batch_no"]: row["n"] for row in rows}):
-                for commits in _by_stream(await self._read(numbers)):
-                    await self._publish_apart(commits)
+                await self._publish_apart(await self._read(numbers))
                 left = left[len(numbers) :]
         except Unavailable:
             await self._database.execute(_GIVE_BACK, left)
@@ -233,14 +232,6 @@ def _outgoing(row: Any) -> Outgoing:
     traceparent, _, state = str(row["traceparent"]).partition(" ")
     headers = {"traceparent": traceparent} | ({"tracestate": state} if state else {})
     return Outgoing(str(row["id"]), row["subject"], row["body"], headers)
-
-
-def _by_stream(commits: Sequence[Commit]) -> list[list[Commit]]:
-    """Keep apart what a person did about dead letters: that goes to their stream."""
-    found: dict[str, list[Commit]] = {}
-    for commit in commits:
-        found.setdefault(commit.messages[0].subject.partition(".")[0], []).append(commit)
-    return list(found.values())
 
 
 def _rounds(numbers: Sequence[int], sizes: Mapping[int, int]) -> list[list[int]]:

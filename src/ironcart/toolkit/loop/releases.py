@@ -99,9 +99,7 @@ class Releases:
             parked = parking.of(row)
             transaction = Transaction(connection)
             subscription = self._by_stream[parked.stream]
-            message = read(
-                parked.as_delivery(), subscription.kinds, subscription.aggregate_of
-            )
+            message = read(parked.as_delivery(), subscription.kinds, subscription.aggregate_of)
             outcome = await self._handle(parked, message, transaction)
             if not isinstance(outcome, Done):
                 # Nothing was written for it.
@@ -153,100 +151,6 @@ class Releases:
             await parking.mark_letter(self._chassis.database, parked.stream, parked.stream_seq, seq)
 
 
-_MEASURE)
-        assert row is not None
-        telemetry.parked.set(row["parked"])
-        telemetry.waiting_behind.set(row["waiting"])
-        if not row["parked"] + row["waiting"] + row["released"]:
-            return False
-        due = await self._chassis.database.fetch(_DUE, DUE_MAX)
-        dealt = [await self._deal_with(each["no"]) for each in due]
-        return any(dealt)
-
-    async def _deal_with(self, no: int) -> bool:
-        """Deal with one row in a transaction of its own; says whether it is out of the way."""
-        try:
-            done, commit = await self._try(no)
-        except (Unavailable, Refused):
-            raise
-        except Exception as error:  # noqa: BLE001 - one message's bug must not stop the others
-            text = f"{type(error).__name__}: {error}"
-            structlog.get_logger().error("A handler failed", exc_info=error, parked=no)
-            async with self._chassis.database.transaction() as connection:
-                outcome = Park(text) if isinstance(error, Poison) else Retry(f"unexpected {text}")
-                await self._postpone(connection, no, outcome)
-            return False
-        if commit is not None:
-            await self._chassis.outbox.publish(commit)
-        return done
-
-    async def _try(self, no: int) -> tuple[bool, Commit | None]:
-        chassis = self._chassis
-        async with chassis.database.transaction() as connection:
-            row = await connection.fetchrow(_LOCK, no)
-            if row is None:
-                return False, None
-            parked = parking.of(row)
-            transaction = Transaction(connection)
-            subscription = self._by_stream[parked.stream]
-            message = read(
-                parked.as_delivery(), subscription.kinds, subscription.aggregate_of
-            )
-            outcome = await self._handle(parked, message, transaction)
-            if not isinstance(outcome, Done):
-                # Nothing was written for it.
-                await self._postpone(connection, no, outcome)
-                return False, None
-            facts = [(fact, message.cause) for fact in outcome.emit]
-            commit = await chassis.history.record(connection, facts)
-            await connection.execute(_END, no)
-        for then in transaction.after_commit:
-            then()
-        structlog.get_logger().info(
-            "Released", event_id=message.envelope.id, order_id=message.envelope.aggregate_id
-        )
-        return True, commit
-
-    async def _handle(self, parked: Parked, message: Message, transaction: Transaction) -> Outcome:
-        if parked.event_id is None:  # It could not be read when it came: is it known by now?
-            arrival = (message.key, parked.stream_seq)
-            if not await history.admit(transaction.connection, parked.stream, [arrival]):
-                return Done()
-        handle = self._by_stream[parked.stream].handle
-        (outcome,) = await handle([message], transaction)
-        return outcome
-
-    async def _postpone(self, connection: Connection, no: int, outcome: Outcome) -> None:
-        backoff = self._chassis.backoff
-        attempts: int = await connection.fetchval(_COUNT, no)
-        match outcome:
-            case Park(reason):
-                await connection.execute(_PARK_AGAIN, no, reason)
-            case Retry(reason) if attempts >= backoff.attempts_max:
-                await connection.execute(_PARK_AGAIN, no, f"exhausted: {reason}")
-            case Retry(_, delay_s):
-                wait_s = backoff.delay_s(attempts) if delay_s is None else delay_s
-                await connection.execute(_LATER, no, wait_s)
-
-    async def _keep_letters(self) -> None:
-        rows = await self._chassis.database.fetch(_WITHOUT_LETTER, LETTER_AFTER_S, LETTERS_MAX)
-        for row in rows:
-            parked = parking.of(row)
-            term = Term(
-                parked.as_delivery(), row["type"], row["reason"], row["error"], row["attempts"]
-            )
-            try:
-                seq = await park(self._chassis.broker, letter_of(self._chassis.service, term))
-            except BrokerError as error:
-                structlog.get_logger().error("A dead letter is refused", error=str(error))
-                continue
-            await parking.mark_letter(self._chassis.database, parked.stream, parked.stream_seq, seq)
-
-
-_COLUMNS = """
-no, stream, stream_seq, subject, headers, coalesce(edited, body) AS body, event_id, aggregate_id,
-type, state, reason, error, attempts, extract(epoch FROM parked_at)::float8 AS stored_at
-"""
 _MEASURE = f"""
 SELECT count(*) FILTER (WHERE state = 'parked') AS parked,
        count(*) FILTER (WHERE state = 'waiting') AS waiting,

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 
-from simulation.runs import missing, every_step
+from simulation.runs import every_step, missing
 from simulation.schedule import Plan, Verdict, run
 
 

@@ -168,7 +168,8 @@ class SimulatedClient:
         try:
             await self.publish(subject, payload, inbox, headers)
             async with asyncio.timeout(timeout):
-                return await answer
+                found: Msg = await answer
+                return found
         except TimeoutError as error:
             raise NatsTimeoutError from error
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from ironcart.toolkit import history, jobs
-from ironcart.toolkit.broker import publisher
+from ironcart.toolkit.broker import Outgoing, publisher
 from ironcart.toolkit.broker.puller import Puller
 from ironcart.toolkit.history.events import History
 from ironcart.toolkit.history.outbox import Outbox
@@ -113,11 +113,10 @@ def outage_is_poison() -> AbstractContextManager[Any]:
 
 def no_message_id() -> AbstractContextManager[Any]:
     """The stream cannot know a repeat."""
-    real = publisher.Outgoing
 
     async def publish(broker: Any, messages: Sequence[Any]) -> list[int]:
         return await genuine(
-            broker, [real("", each.subject, each.body, each.headers) for each in messages]
+            broker, [Outgoing("", each.subject, each.body, each.headers) for each in messages]
         )
 
     genuine = publisher.publish

@@ -30,8 +30,8 @@ def _blocked(t: Tables, aggregate_ids: Sequence[str]) -> list[Row]:
 @answers_to(parking._ADD)
 def _add(t: Tables, *columns: Any) -> list[Row]:
     columns = (*columns[:8], [columns[8]] * len(columns[0]), *columns[9:])
-    names = ("stream", "stream_seq", "subject", "headers", "body", "event_id", "aggregate_id")
-    names += ("type", "state", "reason", "error", "attempts")
+    names = ["stream", "stream_seq", "subject", "headers", "body", "event_id", "aggregate_id"]
+    names += ["type", "state", "reason", "error", "attempts"]
     for values in zip(*columns, strict=True):
         row = dict(zip(names, values, strict=True))
         places = {(each["stream"], each["stream_seq"]) for each in t.rows["parked"].values()}

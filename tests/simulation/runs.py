@@ -1,6 +1,6 @@
 """Many schedules at once: a crash at every step of a short one, and what must have happened."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from simulation.defects import Defect
 from simulation.schedule import Plan, Verdict, run
@@ -50,7 +50,7 @@ def every_step(stride: int = 1, offset: int = 0) -> Iterator[Verdict]:
             yield run(Plan(0, crash=name, crash_at=at))
 
 
-def first_broken(defect: Defect, seeds_max: int) -> Verdict | None:
+def first_broken(defect: Defect, seeds: Iterable[int]) -> Verdict | None:
     """The first schedule that notices a defect; None when none does."""
     with defect():
-        return next((v for v in (run(Plan(seed)) for seed in range(seeds_max)) if v.broken), None)
+        return next((each for each in (run(Plan(seed)) for seed in seeds) if each.broken), None)

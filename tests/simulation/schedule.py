@@ -70,7 +70,8 @@ class Schedule:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         rng = random.Random(plan.seed)
-        self.loop = SimulatedLoop(rng, shuffled=not plan.canonical)
+        shuffled = not plan.canonical
+        self.loop = SimulatedLoop(rng, shuffled=shuffled)  # type: ignore[abstract] # enough of it
         self.world = World(self.loop, rng, plan.tracing, quiet_net=plan.canonical)
         short = not plan.canonical and rng.random() < 0.15
         self.exactly_once_in_stream = not short

@@ -143,6 +143,7 @@ async def read_tables(
     facts.ended_within_s = tuple(ended) if ended else None
     for service in STREAM_OF:
         await _read_history(connection, service, histories)
+    histories.settle_edited()
     facts.pending = histories.pending
     async for row in connection.cursor(TRAIL, prefetch=PREFETCH_ROWS):
         trail.add(Entry(*row))

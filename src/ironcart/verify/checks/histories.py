@@ -1,6 +1,7 @@
 """The services' own histories held against the stream: same facts, same bytes, same places."""
 
 import hashlib
+import json
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from ironcart.verify.wire import mentioned, read_event, show_id
 STREAM_OF = {service: stream for stream, service in OWNERS.items()}
 # What was done about a dead letter is told in the stream of dead letters, whoever's it was.
 REPAIRS = ("deadletters.", "dlq.")
+EDITED = "deadletters.edited"
+KNOWN_BY_BODY = (
+    *("valid", "type", "aggregate", "version", "cause", "traced", "flaw"),
+    *("lines", "money", "delta", "basket", "notice"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,14 @@ class Recorded:
     body: bytes
     place: tuple[int, int]
     seq: int | None
+
+
+def digest_edited(body: bytes) -> str:
+    """Which bytes a person put in the place of others, as the event of it tells."""
+    try:
+        return str(json.loads(body)["data"]["body_sha256"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def at(stream: StreamFacts, seq: int) -> Event | None:
@@ -52,6 +66,10 @@ class Histories:
         self.moving = moving
         self.dead_letters = list(dead_letters)
         letters = {letter.seq for letter in self.dead_letters}
+        # Set aside, and perhaps taken in as a person edited them.
+        self.refused = {letter.event_id for letter in self.dead_letters} - {b""}
+        self.unlike: list[tuple[Event, bytes, str]] = []
+        self.edited: set[str] = set()
         self.pending: dict[str, list[Event]] = {}
         self.first = {
             name: mentioned(facts.events) for name, facts in streams.items() if name in OWNERS
@@ -86,7 +104,12 @@ class Histories:
         event.recorded = row.place
         # An event from elsewhere may carry no version; then its owner's history gives it one.
         event.version = event.version or row.version
+        if row.subject == EDITED:
+            self.edited.add(digest_edited(row.body))
         if event.digest != hashlib.sha256(row.body).digest():
+            if event.id in self.refused:
+                self.unlike.append((event, row.body, shown))
+                return
             self.contents.add("the history and the stream have other bytes", shown)
         if event.aggregate != row.aggregate or event.version != row.version:
             self.contents.add("the history and the stream name it otherwise", shown)
@@ -97,6 +120,17 @@ class Histories:
             stored = at(self.streams[name], row.seq)
             if stored is None or stored.id != row.id:
                 self.places.add("not at the stream sequence that its history says", shown)
+
+    def settle_edited(self) -> None:
+        """Once all rows are held: what was set aside counts as the person edited it."""
+        for event, body, shown in self.unlike:
+            if hashlib.sha256(body).hexdigest() not in self.edited:
+                self.contents.add("the history and the stream have other bytes", shown)
+            taken = read_event(event.stream, event.seq, event.subject, body)
+            for name in KNOWN_BY_BODY:
+                setattr(event, name, getattr(taken, name))
+            event.version = event.version or 1
+        self.unlike.clear()
 
     def _expect(self, stream: str, row: Recorded) -> None:
         """Keep an event that is committed and not published: its service counts on it already."""

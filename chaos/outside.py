@@ -12,6 +12,7 @@ import aiohttp
 import asyncpg
 import nats
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
 from chaos.system import SERVICES, System
 
@@ -31,7 +32,10 @@ SELECT (SELECT count(*) FROM orders.orders
      + (SELECT count(*) FROM notifications.jobs
         WHERE created_at < now() - make_interval(secs => $1)) AS n
 """
-AWAY = (OSError, TimeoutError, aiohttp.ClientError, asyncpg.PostgresError, asyncpg.InterfaceError)
+AWAY = (
+    *(OSError, TimeoutError, aiohttp.ClientError, NatsError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError),
+)
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
@@ -118,12 +122,12 @@ class Outside:
         return sum(total(each, name, **labels) for each in found)
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[Any]:
+    async def database(self, timeout_s: float = DATABASE_TIMEOUT_S) -> AsyncIterator[Any]:
         """Connect to Postgres itself for the length of a `with`; raises one of `AWAY`."""
         connection = await asyncpg.connect(
             self.system.run()["postgres"]["url"],
             timeout=DATABASE_TIMEOUT_S,
-            command_timeout=DATABASE_TIMEOUT_S,
+            command_timeout=timeout_s,
         )
         try:
             yield connection
@@ -211,6 +215,8 @@ class Outside:
 async def _api(client: Client, subject: str, body: Any = None) -> dict[str, Any]:
     reply = await client.request(f"$JS.API.{subject}", json.dumps(body or {}).encode(), timeout=2)
     found: dict[str, Any] = json.loads(reply.data)
+    if error := found.get("error"):
+        raise ConnectionError(f"JetStream: {error.get('description')}")
     return found
 
 

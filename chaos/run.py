@@ -33,6 +33,7 @@ LAG_SECONDS_MAX = 8.0
 VERIFY_TIMEOUT_S = 900.0
 ENDS = ("confirmed", "rejected", "cancelled")
 LOAD_STOPS_WITHIN_S = 120.0
+READ_TIMEOUT_S = 120.0
 ENDED = (
     "SELECT order_id, status, created_at, updated_at FROM orders.orders WHERE status IS NOT NULL"
 )
@@ -133,9 +134,11 @@ class Run:
         with contextlib.suppress(*AWAY):
             result.redelivered = await outside.redelivered()
         await self._verify()
-        for row in await outside.fetch(ENDED):
-            ended = row["updated_at"].timestamp() if row["status"] in ENDS else None
-            result.ended[row["order_id"]] = Ended(row["created_at"].timestamp(), ended)
+        with contextlib.suppress(*AWAY):
+            async with outside.database(READ_TIMEOUT_S) as connection:
+                for row in await connection.fetch(ENDED):
+                    ended = row["updated_at"].timestamp() if row["status"] in ENDS else None
+                    result.ended[row["order_id"]] = Ended(row["created_at"].timestamp(), ended)
         result.load.read()
 
     async def _start_load(self) -> asyncio.subprocess.Process:

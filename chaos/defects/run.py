@@ -152,4 +152,7 @@ def _by(report: Report, defect: Defect) -> tuple[str, ...]:
         for fault in [f for f in finding["faults"] if not f["kind"].startswith(UNREST)][:1]
         if not finding["ok"] and finding["name"] != LIVENESS
     )
+    if report.result.verify_code and not report.result.verify:
+        # A stream or a table that is gone leaves nothing to judge.
+        broken = (f"verify: {report.result.verify_text.splitlines()[-1]}",)
     return broken or (tuple(report.complaints) if defect.by_proof else ())

@@ -11,7 +11,8 @@ from chaos.row import Arena, Felt, Row
 from chaos.rows.signals import replaced
 
 LASTS_S = 6.0
-STRUCK_WITHIN_S = 15.0
+# Longer than a breaker stays open that an earlier fault has opened.
+STRUCK_WITHIN_S = 40.0
 EXPIRE_EVERY_S = 0.5
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from chaos.outside import AWAY
 from chaos.row import Arena, Felt, Row
 from chaos.rows.database import WAITING
-from chaos.rows.gateway import heal_sandbox, hits
+from chaos.rows.gateway import STRUCK_WITHIN_S, heal_sandbox, hits
 from chaos.rows.signals import frozen, ready, replaced
 
 WRITES_TO = {
@@ -71,9 +71,12 @@ async def cancel_in_charge(arena: Arena, felt: Felt, *, mode: str, rate: float) 
     felt.inject()
     await outside.post("sandbox", "/sandbox/faults", fault)
     answers: list[int] = []
-    until = asyncio.get_running_loop().time() + CANCELLING_S
+    clock = asyncio.get_running_loop().time
+    began = clock()
     try:
-        while asyncio.get_running_loop().time() < until:
+        while (took_s := clock() - began) < CANCELLING_S or (
+            took_s < STRUCK_WITHIN_S and await hits(arena, mode) == before
+        ):
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(*AWAY):
                 rows = await outside.fetch(BEING_CHARGED, CANCELLED_MAX)

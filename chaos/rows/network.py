@@ -6,6 +6,7 @@ from functools import partial
 
 from chaos.proxy import Counts, Link
 from chaos.row import Arena, Felt, Row
+from chaos.rows.gateway import STRUCK_WITHIN_S
 from chaos.rows.signals import ready
 from chaos.system import SERVICES
 
@@ -43,15 +44,23 @@ async def disturb(
     felt.inject()
     for link in chosen:
         disturb(link)
+
+    def counted() -> int:
+        pairs = zip(chosen, before, strict=True)
+        return sum(count(link.counts.since(was)) for link, was in pairs)
+
+    async def felt_something() -> bool:
+        return counted() > 0
+
     try:
         await asyncio.sleep(lasts_s)
+        await arena.outside.until(felt_something, STRUCK_WITHIN_S)
     finally:
         for link in chosen:
             link.heal()
         felt.heal()
-    counted = sum(count(link.counts.since(was)) for link, was in zip(chosen, before, strict=True))
     names = chosen[0].name if len(chosen) == 1 else f"{len(chosen)} links"
-    felt.saw(f"{counted:,} {what} on {names}", proof=counted > 0)
+    felt.saw(f"{counted():,} {what} on {names}", proof=counted() > 0)
     felt.saw("every service is ready", proof=await ready(arena, *SERVICES))
 
 

@@ -37,6 +37,7 @@ PaymentMethod = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,255}\Z")]
 Contact = Annotated[str, Meta(min_length=1, max_length=CONTACT_CHARACTERS_MAX)]
 Reason = Annotated[str, Meta(max_length=255)]
 Reference = Annotated[str, Meta(max_length=255)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="SHA-256 in hex")]
 
 
 class Item(Struct, frozen=True):
@@ -62,6 +63,14 @@ class Shortage(Struct, frozen=True):
     available: int
 
 
+class Requested(Struct, frozen=True):
+    """The request that an order answers, so that its idempotency key outlives our database."""
+
+    caller: Reason
+    key: Digest
+    fingerprint: Digest
+
+
 class OrderCreated(Struct, frozen=True, omit_defaults=True):
     """An order was accepted. A producer elsewhere may leave out all but the first three."""
 
@@ -72,6 +81,7 @@ class OrderCreated(Struct, frozen=True, omit_defaults=True):
     items: Annotated[tuple[Item, ...], Meta(max_length=LINES_MAX)] | None = None
     payment_method: PaymentMethod | None = None
     contact: Contact | None = None
+    request: Requested | None = None
 
     def __post_init__(self) -> None:
         _check_order(self)

@@ -9,7 +9,7 @@ from heart_parts import make_schema, until
 from ironcart.toolkit.breakers import SharedBreaker
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.outcomes import Unavailable
-from ironcart.toolkit.resilience import Breaker, BreakerState
+from ironcart.toolkit.resilience import Breaker
 
 OPEN_S = 0.2
 
@@ -49,7 +49,7 @@ async def test_what_opens_one_opens_the_other_and_one_probes_for_both(
     first.fail(3)
     await first.shared.exchange()
     await second.shared.exchange()
-    assert second.breaker.state is BreakerState.OPEN
+    assert second.breaker.state == "open"
 
     await until(first.may_call)
     assert not await second.may_call(), "two replicas would probe at once"
@@ -57,7 +57,7 @@ async def test_what_opens_one_opens_the_other_and_one_probes_for_both(
         pass
     await first.shared.exchange()
     assert await second.may_call()
-    assert second.breaker.state is BreakerState.CLOSED
+    assert second.breaker.state == "closed"
 
 
 async def test_a_probe_that_fails_keeps_both_open(replicas: tuple[Replica, Replica]) -> None:
@@ -68,7 +68,7 @@ async def test_a_probe_that_fails_keeps_both_open(replicas: tuple[Replica, Repli
     second.fail()
     await second.shared.exchange()
     assert not await first.may_call()
-    assert first.breaker.state is BreakerState.OPEN
+    assert first.breaker.state == "open"
 
 
 async def test_one_that_starts_later_leaves_the_gateway_in_peace_too(

@@ -165,12 +165,12 @@ async def test_another_order_under_a_known_id_changes_nothing_and_is_told(start:
         await service.publish([foreign, same, twice, other, reserved(order_id, Decimal(9))])
 
         await becomes(service, order_id, "reserved")
-        await becomes(service, "ORD-X", "pending")
 
         async def told() -> bool:
             return counted("ironcart_order_conflicts_total") == before + 3
 
         await until(told)
+        await becomes(service, "ORD-X", "pending")
         assert (await service.api.get(f"/orders/{order_id}"))["amount"] == 5
         assert (await service.api.get("/orders/ORD-X"))["customer_id"] == "C-1"
 

@@ -40,11 +40,6 @@ def test_a_crash_at_any_step_of_a_short_schedule_is_made_good() -> None:
     assert not broken
 
 
-@pytest.mark.xfail(
-    reason="a task that published singly while the broker went away counts as being cancelled for"
-    " ever (before Python 3.13), and ends silently at the next outage of the database",
-    strict=True,
-)
 def test_a_loop_outlives_an_outage_of_the_broker_and_then_one_of_the_database() -> None:
     assert not run(Plan(SEED_OF_TWO_OUTAGES)).broken
 

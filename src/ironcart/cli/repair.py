@@ -1,7 +1,3 @@
-# NOTE FOR HELPER D, from the lead (12:14): you were silent for 48 minutes, so I wrote item 3 whole: parking, releases, cli/repair.py, cli/deadletters.py,
-# actions on subjects deadletters.edited|replayed|discarded (structs in toolkit/deadletters.py). I removed your loop/repairs.py: do not bring it back, and do not rewrite these.
-# Please only: (1) tests/e2e/test_dead_letters.py (CLI edit/replay/discard/dry-run/guard on the session `system`, <= 20 s), (2) docs/runbooks/dead-letters.md and the README section, (3) a review of
-# my parking/releases/attempt/consumer code for bugs: fix real ones with the smallest change. Then report.
 """Repairing dead letters: each action changes the parked message and tells of it, in one go."""
 
 import hashlib

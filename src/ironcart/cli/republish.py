@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ironcart.cli import address, provision
+from ironcart.cli import address, provision, services
 from ironcart.cli.deadletters import connected
 from ironcart.cli.floors import floors
 from ironcart.events import OWNERS, STREAMS
@@ -17,9 +17,11 @@ from ironcart.toolkit import settings
 from ironcart.toolkit.broker import Broker, BrokerError, Outgoing, publish
 from ironcart.toolkit.broker.reader import Extent, extent, read
 from ironcart.toolkit.database import Database
+from ironcart.toolkit.deadletters import ACTIONS
 from ironcart.toolkit.envelope import decode
 from ironcart.toolkit.history import Outbox
 from ironcart.toolkit.outcomes import Poison, Refused
+from ironcart.toolkit.topology import DEAD_LETTERS
 
 NOT_HEADERS_OF_OURS = "Nats-"
 SWEEP_PAUSE_S = 0.2
@@ -69,6 +71,12 @@ async def _republish(data: Path, *, recreate: bool) -> list[str]:
             lost = await _admit_loss(broker, stream.name, where.databases["audit"])
             if lost:
                 done.append(f"audit: {lost} messages of {stream.name} were never seen")
+        letters = await extent(broker, DEAD_LETTERS)
+        for name in services.NAMES:
+            async with _database(where.databases[name], name) as database:
+                await database.execute(_UNMARK_LETTERS, letters.first_seq)
+                await database.execute(_UNMARK_EVENTS, letters.first_seq, [*ACTIONS.values()])
+                await database.execute(_UNMARK_BATCHES, letters.first_seq, [*ACTIONS.values()])
         for owner, (name, kinds) in OWNERS.items():
             subjects = list(kinds.values())
             count = await _refill(broker, where.databases[owner], owner, name, subjects)
@@ -177,6 +185,10 @@ _UNMARK_BATCHES = """
 UPDATE batches b SET first_seq = NULL, claimed_at = NULL WHERE first_seq < $1
   AND EXISTS (SELECT 1 FROM events e
               WHERE e.batch_no = b.batch_no AND e.subject = ANY($2::text[]))
+"""
+# The services keep their own letters again, once nobody can say where they are.
+_UNMARK_LETTERS = """
+UPDATE parked SET letter_seq = NULL WHERE letter_seq < $1 AND state = 'parked'
 """
 _UNPUBLISHED = """
 SELECT 1 FROM batches b WHERE first_seq IS NULL AND recorded_at < now() - interval '2 seconds'

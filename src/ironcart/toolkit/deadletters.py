@@ -22,8 +22,6 @@ REASON_CHARACTERS_MAX = 500
 ERROR_CHARACTERS_MAX = 2_000
 ORIGINAL_HEADER_BYTES_MAX = 16_000
 MESSAGE_NOT_FOUND = 10037
-# Last words of the subjects that tell what was done about a dead letter; they are none.
-REPAIRED = ("edited", "replayed", "discarded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +90,15 @@ async def find(broker: Broker, seq: int) -> DeadLetter | None:
 
 
 async def _next(broker: Broker, seq: int) -> DeadLetter | None:
-    while True:
-        try:
-            found = await broker.api(
-                f"STREAM.MSG.GET.{DEAD_LETTERS}", {"seq": seq, "next_by_subj": "dlq.>"}
-            )
-        except BrokerError as error:
-            if error.err_code == MESSAGE_NOT_FOUND:
-                return None
-            raise
-        message = found["message"]
-        if message["subject"].rpartition(".")[2] not in REPAIRED:
-            return _parse(message)
-        seq = message["seq"] + 1
+    try:
+        found = await broker.api(
+            f"STREAM.MSG.GET.{DEAD_LETTERS}", {"seq": seq, "next_by_subj": "dlq.>"}
+        )
+    except BrokerError as error:
+        if error.err_code == MESSAGE_NOT_FOUND:
+            return None
+        raise
+    return _parse(found["message"])
 
 
 def _parse(message: Mapping[str, Any]) -> DeadLetter:

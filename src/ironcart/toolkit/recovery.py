@@ -115,6 +115,7 @@ class Recovery:
             log = structlog.get_logger()
             log.error("The database is older than what was published: recovering")
             await self._database.execute(_BEGIN)
+            await self._database.execute(_VOID_LEASES)
             folded = await self._fold()
             await self._rewind()
             await self._database.execute(_REWOUND, folded)
@@ -296,6 +297,8 @@ _BEGIN = """
 INSERT INTO recoveries (began_at)
 SELECT now() WHERE NOT EXISTS (SELECT 1 FROM recoveries WHERE rewound_at IS NULL)
 """
+# Whoever holds a lease from before knows a later state than the rows do.
+_VOID_LEASES = "UPDATE jobs SET lease = NULL, due_at = now() WHERE lease IS NOT NULL"
 _REWOUND = "UPDATE recoveries SET rewound_at = now(), events = events + $1 WHERE ended_at IS NULL"
 _END = "UPDATE recoveries SET ended_at = now() WHERE ended_at IS NULL AND rewound_at IS NOT NULL"
 _KNOWN = """

@@ -1,5 +1,6 @@
 """Reading the services' tables from outside, in one read-only snapshot."""
 
+import hashlib
 from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from ironcart.verify.facts import (
     SERVICES,
     TERMINAL,
     CannotReadError,
+    DeadLetter,
     Facts,
     Leftovers,
     Notification,
@@ -56,6 +58,9 @@ ENDED_WITHIN = """
     WHERE created.version = 1 AND created.type = 'OrderCreated'
       AND ended.type IN ('OrderConfirmed', 'OrderRejected', 'OrderCancelled')"""
 # What lies in a service's own parking: the dead letter itself, or what waits behind it.
+# How orders keeps a key that was told with its order, when the key itself was lost.
+REMEMBERED = "\x01"
+CALLER = "anonymous"
 PARKED = "SELECT stream, stream_seq, state FROM {0}.parked"
 UNPUBLISHED = """
     SELECT count(*) FROM {0}.batches b JOIN {0}.events e USING (batch_no)
@@ -173,12 +178,20 @@ async def _read_orders(connection: Connection, facts: Facts) -> None:
         )
 
 
+def digest_of(caller: str, key: str) -> str:
+    """What is told of an idempotency key."""
+    return hashlib.sha256(f"{caller}\n{key}".encode()).hexdigest()
+
+
 async def _read_others(connection: Connection, facts: Facts) -> None:
     prefixes = tuple(facts.log.prefixes)
     keys = connection.cursor(
         "SELECT key, order_id FROM orders.idempotency_keys", prefetch=PREFETCH_ROWS
     )
-    async for key, order_id in keys:
+    sent = {REMEMBERED + digest_of(CALLER, key): key for key in facts.log.attempts}
+    async for stored, order_id in keys:
+        # Of a key from before the database was restored only a digest is left.
+        key = sent.get(stored, stored)
         if prefixes and key.startswith(prefixes):
             facts.keys[key] = order_id
     for row in await connection.fetch("SELECT sku, on_hand, reserved FROM inventory.stock"):
@@ -228,16 +241,17 @@ async def _read_leftovers(connection: Connection, left: Leftovers) -> None:
 
 async def _read_parked(connection: Connection, facts: Facts) -> None:
     """Note which dead letters a person has dealt with, and how much still waits behind others."""
-    letters = {letter.origin: letter for letter in facts.dead_letters}
+    letters: dict[tuple[str, str, int], list[DeadLetter]] = {}
+    for letter in facts.dead_letters:
+        letters.setdefault(letter.origin, []).append(letter)
     for service in SERVICES:
         if await connection.fetchval("SELECT to_regclass($1)", f"{service}.parked") is None:
             continue
         async for row in connection.cursor(PARKED.format(service), prefetch=PREFETCH_ROWS):
-            letter = letters.get((service, row["stream"], row["stream_seq"]))
             if row["state"] == "waiting":
                 waiting = facts.leftovers.waiting_behind
                 waiting[service] = waiting.get(service, 0) + 1
-            elif letter is not None:
+            for letter in letters.get((service, row["stream"], row["stream_seq"]), ()):
                 letter.resolved = row["state"] in RESOLVED
 
 

@@ -29,6 +29,7 @@ from ironcart.services.notifications.handlers.intake import take_in
 from ironcart.services.notifications.handlers.keys import MAIL_JOBS, WEBHOOK_JOBS
 from ironcart.services.notifications.handlers.mail import NoticeJobs, Telling
 from ironcart.services.notifications.handlers.webhooks import Delivering, WebhookJobs
+from ironcart.toolkit.breakers import SharedBreaker
 from ironcart.toolkit.collector import Collector
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.lifecycle import Service, Wiring
@@ -102,7 +103,7 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
             *webhooks.endpoints(chassis.database, deliveries, box, allow_private=private),
         ],
         subscriptions=[Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, handle)],
-        loops=[mails, deliveries],
+        loops=[mails, deliveries, SharedBreaker(mailer.breaker, chassis.database)],
         background=[contacts.run],
         close=[posting.close, mailer.close, keys.close],
     )

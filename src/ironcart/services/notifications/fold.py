@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ironcart.events import OWNERS, NotificationFailed, NotificationSent
-from ironcart.services.notifications.store import Store
+from ironcart.services.notifications.gateway import message_id_of
+from ironcart.services.notifications.store import MAIL, Store
 from ironcart.toolkit.database import Connection
 from ironcart.toolkit.recovery import Compared, Memory, OwnFact
 
@@ -20,10 +21,18 @@ async def fold(facts: Sequence[OwnFact], connection: Connection) -> None:
                 told.channel,
                 told.recipient_hash,
                 told.reason if isinstance(told, NotificationFailed) else None,
+                _message_id(told),
             )
             for told in (_told(fact) for fact in facts)
         ]
     )
+
+
+def _message_id(told: Told) -> str | None:
+    sent_by_mail = isinstance(told, NotificationSent) and told.channel == MAIL
+    if not sent_by_mail:
+        return None
+    return message_id_of(told.order_id, told.template, told.recipient_hash)
 
 
 def _told(fact: OwnFact) -> Told:
@@ -33,7 +42,7 @@ def _told(fact: OwnFact) -> Told:
 
 # Which endpoint a webhook went to is not told; what is still due has not been told at all.
 _COMPARED = """
-SELECT order_id, template, channel, state, reason, recipient_hash
+SELECT order_id, template, channel, state, reason, recipient_hash, message_id
 FROM {schema}.notifications WHERE channel = 'mail' AND state <> 'due'
 """
 STREAM, _KINDS = OWNERS["notifications"]

@@ -13,6 +13,7 @@ from ironcart.events import (
     OrderRejected,
     minor_units,
 )
+from ironcart.services.orders.handlers.accept import remembered
 from ironcart.services.orders.handlers.advance import (
     ELSEWHERE,
     LATE_CHARGE,
@@ -50,7 +51,8 @@ def fold_one(order: Order | None, fact: OwnFact, currency: str) -> Order | None:
     if isinstance(data, OrderCreated):
         if order is not None and order.status is not None:
             return order
-        return begin(order, data, fact.envelope.trace_id, currency)
+        begun = begin(order, data, fact.envelope.trace_id, currency)
+        return begun if data.request is None else replace(begun, caller=data.request.caller)
     if order is None or order.status is None:
         if isinstance(data, OrderCancellationRequested):
             return None
@@ -98,6 +100,8 @@ async def fold(facts: Sequence[OwnFact], connection: Connection) -> None:
     if moved := [o for o in changed if o.order_id in known and o.order_id not in early]:
         await store.move(moved)
     created = [fact for fact in facts if isinstance(fact.data, OrderCreated)]
+    keys = [remembered(fact.data) for fact in created]
+    await store.claim([key for key in keys if key is not None])
     await connection.execute(
         "UPDATE orders o SET created_at = u.at"
         " FROM unnest($1::text[], $2::timestamptz[]) AS u(order_id, at)"

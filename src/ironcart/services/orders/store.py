@@ -1,5 +1,6 @@
 """What orders keeps: one method is one statement, for a whole batch."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,6 +41,11 @@ class Key:
     order_id: str
     answer: bytes
 
+    @property
+    def digest(self) -> str:
+        """What of a key is told with its order, and is left of it when a database was lost."""
+        return hashlib.sha256(f"{self.caller}\n{self.key}".encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -50,6 +56,8 @@ class Told:
     body: bytes
 
 
+# What a key begins with when only its digest is known: no caller's key has such a character.
+REMEMBERED = "\x01"
 _COLUMNS = (
     "order_id, caller, customer_id, state, status, amount_minor, currency, items,"
     " payment_method, contact, reason, version, trace_id, created_at, updated_at"
@@ -165,25 +173,23 @@ class Store:
         """
         keys = sorted(keys, key=lambda key: (key.caller, key.key))
         rows = await self._connection.fetch(
-            "INSERT INTO idempotency_keys (caller, key, fingerprint, order_id, answer)"
-            " SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::bytea[])"
-            " ON CONFLICT DO NOTHING RETURNING caller, key",
+            _CLAIM,
             [key.caller for key in keys],
             [key.key for key in keys],
             [key.fingerprint for key in keys],
             [key.order_id for key in keys],
             [key.answer for key in keys],
+            [REMEMBERED + key.digest for key in keys],
         )
         return {(row["caller"], row["key"]) for row in rows}
 
-    async def keys(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Key]:
-        """Read idempotency keys that were taken before."""
+    async def keys(self, wanted: Collection[Key]) -> dict[tuple[str, str], Key]:
+        """Read idempotency keys that were taken before, also those of which a digest is left."""
         rows = await self._connection.fetch(
-            "SELECT k.caller, k.key, k.fingerprint, k.order_id, k.answer FROM idempotency_keys k"
-            " JOIN unnest($1::text[], $2::text[]) AS u(caller, key)"
-            " ON k.caller = u.caller AND k.key = u.key",
-            [caller for caller, _ in wanted],
-            [key for _, key in wanted],
+            _KEYS,
+            [key.caller for key in wanted],
+            [key.key for key in wanted],
+            [REMEMBERED + key.digest for key in wanted],
         )
         return {(row["caller"], row["key"]): Key(*row) for row in rows}
 
@@ -227,6 +233,21 @@ class Store:
             after_version,
         )
         return [Told(*row) for row in rows]
+
+
+_CLAIM = """
+INSERT INTO idempotency_keys (caller, key, fingerprint, order_id, answer)
+SELECT u.caller, u.key, u.fingerprint, u.order_id, u.answer
+FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::bytea[], $6::text[])
+  AS u(caller, key, fingerprint, order_id, answer, digest)
+WHERE NOT EXISTS (SELECT 1 FROM idempotency_keys r WHERE r.caller = u.caller AND r.key = u.digest)
+ON CONFLICT DO NOTHING RETURNING caller, key
+"""
+_KEYS = """
+SELECT k.caller, u.key, k.fingerprint, k.order_id, k.answer FROM idempotency_keys k
+JOIN unnest($1::text[], $2::text[], $3::text[]) AS u(caller, key, digest)
+  ON k.caller = u.caller AND k.key = ANY(ARRAY[u.key, u.digest])
+"""
 
 
 def _columns(orders: Sequence[Order]) -> tuple[list[Any], ...]:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 
 from ironcart.toolkit.broker.connection import NOT_NOW, Broker, BrokerError, Outgoing, answer
-from ironcart.toolkit.outcomes import Unavailable
+from ironcart.toolkit.outcomes import IroncartError, Unavailable
 
 BATCH_MESSAGES_MAX = 1_000
 # Below this a batch costs the server more than its messages one by one.
@@ -74,17 +74,24 @@ def _headers(batch_id: str, sequence: int, message: Outgoing) -> dict[str, str]:
 async def _publish_singly(broker: Broker, messages: Sequence[Outgoing]) -> list[int]:
     in_flight = asyncio.Semaphore(SINGLES_IN_FLIGHT_MAX)
 
-    async def one(message: Outgoing) -> int:
+    async def one(message: Outgoing) -> int | IroncartError:
+        # Returned, not raised: before Python 3.13 a task group whose child fails while it is waited
+        # for leaves its parent marked as being cancelled (gh-116720), and that outlives the group.
         async with in_flight:
             headers = {"Nats-Msg-Id": message.message_id, **message.headers}
-            seq: int = answer(await broker.request(message.subject, message.body, headers))["seq"]
+            try:
+                reply = await broker.request(message.subject, message.body, headers)
+                seq: int = answer(reply)["seq"]
+            except (Unavailable, BrokerError) as error:
+                return error
             return seq
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            sent = [group.create_task(one(message)) for message in messages]
-    except ExceptionGroup as errors:
-        # One reason speaks for all of them; a plain "no" outranks silence.
-        refusals = errors.subgroup(BrokerError)
-        raise (refusals or errors).exceptions[0] from errors
-    return [task.result() for task in sent]
+    async with asyncio.TaskGroup() as group:
+        sent = [group.create_task(one(message)) for message in messages]
+    ends = [task.result() for task in sent]
+    # One reason speaks for all of them; a plain "no" outranks silence.
+    for kind in (BrokerError, Unavailable):
+        for end in ends:
+            if isinstance(end, kind):
+                raise end
+    return [end for end in ends if isinstance(end, int)]

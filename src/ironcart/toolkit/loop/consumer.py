@@ -133,8 +133,10 @@ class Consumer:
                 commit = None
             if part.terms:
                 async with self._chassis.database.transaction() as connection:
-                    await parking.set_aside(connection, part.terms)
-                verdicts += part.terms
+                    new = await parking.set_aside(connection, part.terms)
+                for term in part.terms:
+                    known = term.delivery.stream_seq not in new
+                    verdicts.append(Ack(term.delivery, "duplicate") if known else term)
             if part.messages:
                 dealt, commit = await attempt.split(part.messages)
                 verdicts += dealt

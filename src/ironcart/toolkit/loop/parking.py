@@ -85,10 +85,13 @@ async def blocked(connection: Connection, aggregate_ids: Collection[str]) -> set
     return {row["aggregate_id"] for row in rows}
 
 
-async def set_aside(connection: Connection, terms: Sequence[Term]) -> None:
-    """Keep messages that need a person, and note them in the inbox. Safe to repeat."""
+async def set_aside(connection: Connection, terms: Sequence[Term]) -> set[int]:
+    """Keep messages of one stream that need a person, and note them in the inbox.
+
+    Safe to repeat; returns the sequences of those that were not kept before.
+    """
     known = [known_as(term.delivery) for term in terms]
-    await connection.execute(
+    rows = await connection.fetch(
         _ADD,
         *_columns([term.delivery for term in terms]),
         [key for key, _ in known],
@@ -109,6 +112,7 @@ async def set_aside(connection: Connection, terms: Sequence[Term]) -> None:
             [delivery.stream for _, delivery in readable],
             [delivery.stream_seq for _, delivery in readable],
         )
+    return {row["stream_seq"] for row in rows}
 
 
 async def hold(connection: Connection, messages: Sequence[Message]) -> None:
@@ -166,7 +170,7 @@ FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bytea[], $6::u
   WITH ORDINALITY AS u(stream, seq, subject, headers, body, event_id, aggregate_id, type,
                        reason, error, attempts, n)
 ORDER BY u.n
-ON CONFLICT (stream, stream_seq) DO NOTHING
+ON CONFLICT (stream, stream_seq) DO NOTHING RETURNING stream_seq
 """
 _NOTE = """
 INSERT INTO inbox (event_id, stream, stream_seq)

@@ -7,6 +7,7 @@ from ironcart.services.notifications.gateway.letters import (
     Stationery,
     UnusableAddress,
     hash_key,
+    message_id_of,
     recipient_hash,
 )
 from ironcart.services.notifications.gateway.mailer import Mailer, Refusal, mail_server
@@ -33,6 +34,7 @@ __all__ = [
     "hash_key",
     "mail_server",
     "may_be_called",
+    "message_id_of",
     "new_secret",
     "read_secret",
     "recipient_hash",

@@ -85,6 +85,15 @@ class _Form:
     page: str
 
 
+def _key(order_id: str, template: str, recipient_hash: str) -> uuid.UUID:
+    return uuid.uuid5(MESSAGE_NAMESPACE, f"{order_id}/{template}/{recipient_hash}")
+
+
+def message_id_of(order_id: str, template: str, recipient_hash: str) -> str:
+    """The Message-ID of a letter: the same for the same letter, for ever."""
+    return f"{_key(order_id, template, recipient_hash)}@{MESSAGE_ID_DOMAIN}"
+
+
 class Stationery:
     """Writes letters from one sender; raises `ValueError` when the sender is no address."""
 
@@ -115,8 +124,8 @@ class Stationery:
         """
         address, name = _address(recipient.address), _plain(recipient.name)
         form = self._form(template, _WHY.get(reason or "", ""), bool(name))
-        key = uuid.uuid5(MESSAGE_NAMESPACE, f"{order_id}/{template}/{recipient.hash}")
-        message_id = f"{key}@{MESSAGE_ID_DOMAIN}"
+        key = _key(order_id, template, recipient.hash)
+        message_id = message_id_of(order_id, template, recipient.hash)
         # "=_" cannot occur in quoted-printable, so the boundary cannot occur in a part.
         boundary = f"=_{key.hex}"
         content = (

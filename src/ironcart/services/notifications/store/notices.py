@@ -150,11 +150,14 @@ class Store:
             [each.reason for _, each in told],
         )
 
-    async def tell_again(self, told: Sequence[tuple[str, str, str, str, str | None]]) -> None:
-        """Write down what was told, known or not: order, template, channel, hash and reason."""
+    async def tell_again(
+        self, told: Sequence[tuple[str, str, str, str, str | None, str | None]]
+    ) -> None:
+        """Write down what was told, known or not: order, template, channel, recipient hash, reason
+        and message id."""
         await self._connection.execute(
             _TELL_AGAIN,
-            *([each[part] for each in told] for part in range(5)),
+            *([each[part] for each in told] for part in range(6)),
             _encoder.encode(_FORGOTTEN),
         )
 
@@ -246,17 +249,17 @@ WHERE n.order_id = u.order_id AND n.template = u.template AND n.channel = u.chan
 _FORGOTTEN = _Data("", "", "", None, "", TraceContext("", ""), None)
 _TELL_AGAIN = """
 INSERT INTO notifications AS n
-  (order_id, template, channel, endpoint_id, recipient_hash, reason, state, data)
+  (order_id, template, channel, endpoint_id, recipient_hash, reason, message_id, state, data)
 SELECT DISTINCT ON (u.order_id, u.template, u.channel, coalesce(w.endpoint_id, ''))
        u.order_id, u.template, u.channel, coalesce(w.endpoint_id, ''), u.recipient_hash, u.reason,
-       CASE WHEN u.reason IS NULL THEN 'sent' ELSE 'failed' END, $6
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-  AS u(order_id, template, channel, recipient_hash, reason)
+       u.message_id, CASE WHEN u.reason IS NULL THEN 'sent' ELSE 'failed' END, $7
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+  AS u(order_id, template, channel, recipient_hash, reason, message_id)
 LEFT JOIN webhook_endpoints w ON u.channel = 'webhook' AND w.url_hash = u.recipient_hash
 WHERE u.channel = 'mail' OR w.endpoint_id IS NOT NULL
 ON CONFLICT (order_id, template, channel, endpoint_id) DO UPDATE
 SET state = excluded.state, reason = excluded.reason, recipient_hash = excluded.recipient_hash,
-    updated_at = now()
+    message_id = excluded.message_id, updated_at = now()
 """
 _PAGE = """
 SELECT order_id, template, channel, endpoint_id, state, reason, message_id, recipient_hash,

@@ -7,10 +7,10 @@ from decimal import Decimal
 
 import msgspec
 
-from ironcart.events import OrderCreated, money
+from ironcart.events import OrderCreated, Requested, money
 from ironcart.services.orders.handlers.check import CurrencyCode, Draft
 from ironcart.services.orders.handlers.table import Status
-from ironcart.services.orders.store import Key, Order, Store
+from ironcart.services.orders.store import REMEMBERED, Key, Order, Store
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import Name, encode_json
 from ironcart.toolkit.history import Cause, Commit, History
@@ -77,6 +77,13 @@ def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
     """Make everything that will be written if the request's key is free."""
     draft = request.draft
     amount = money(draft.amount_minor, draft.currency)
+    # The same order written otherwise, with other white space say, is the same request.
+    fingerprint = hashlib.sha256(encode_json(draft)).digest()
+    body = encode_json(Accepted(order_id, PENDING, amount, draft.currency))
+    requested = None
+    if request.key is not None:
+        key = Key(request.caller, request.key, fingerprint, order_id, body)
+        requested = Requested(request.caller, key.digest, fingerprint.hex())
     created = OrderCreated(
         order_id,
         draft.customer_id,
@@ -85,6 +92,7 @@ def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
         draft.items,
         draft.payment_method,
         contact,
+        requested,
     )
     order = Order(
         order_id=order_id,
@@ -101,10 +109,21 @@ def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
         version=1,
         trace_id=request.cause.trace_id,
     )
-    # The same order written otherwise, with other white space say, is the same request.
-    fingerprint = hashlib.sha256(encode_json(draft)).digest()
-    body = encode_json(Accepted(order_id, PENDING, amount, draft.currency))
     return _Prepared(request, fingerprint, order, Fact(order_id, 1, created), body)
+
+
+def remembered(created: OrderCreated) -> Key | None:
+    """The idempotency key of an order that has been told, as far as it was."""
+    if created.request is None or created.currency is None:
+        return None
+    answer = Accepted(created.order_id, PENDING, created.amount, created.currency)
+    return Key(
+        created.request.caller,
+        REMEMBERED + created.request.key,
+        bytes.fromhex(created.request.fingerprint),
+        created.order_id,
+        encode_json(answer),
+    )
 
 
 async def accept(
@@ -145,7 +164,7 @@ async def _write(
         store = Store(connection)
         free = await store.claim([each.as_key() for each in first.values()]) if first else set()
         taken = first.keys() - free
-        known = await store.keys(taken) if taken else {}
+        known = await store.keys([first[key].as_key() for key in taken]) if taken else {}
         known |= {key: first[key].as_key() for key in free}
         new = [each for each in prepared if _is_new(each, first, free)]
         if new:

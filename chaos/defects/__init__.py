@@ -52,5 +52,5 @@ DEFECTS = (
         (POWER,),
         environ=(("IRONCART_ALLOW_UNSAFE_BROKER", "true"),),
     ),
-    Defect("database commits before syncing", (POWER,)),
+    Defect("database commits before syncing, no recovery", (POWER,)),
 )

@@ -56,6 +56,15 @@ def no_look_back(module: Any) -> None:
     module.Recovery._forgotten_inputs = forgotten  # noqa: SLF001
 
 
+def no_recovery(module: Any) -> None:
+    """A start does not notice that the database is older than what was told."""
+
+    async def behind(_: Any) -> bool:
+        return False
+
+    module.Recovery.behind = behind
+
+
 def no_sweeper(module: Any) -> None:
     """What the fast path leaves behind is never published."""
 
@@ -249,5 +258,8 @@ DEFECTS: dict[str, dict[str, Break]] = {
     "an outage is poison": {"ironcart.toolkit.loop.attempt": outage_is_poison},
     "stock of cancelled orders kept": {INVENTORY: stock_kept},
     "broker acknowledges before syncing": {"ironcart.embedded.nats_server": broker_unsynced},
-    "database commits before syncing": {"ironcart.embedded.postgres": database_unsynced},
+    "database commits before syncing, no recovery": {
+        "ironcart.embedded.postgres": database_unsynced,
+        "ironcart.toolkit.recovery": no_recovery,
+    },
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ironcart.toolkit.outcomes import Unavailable
+from ironcart.toolkit.unending import unending
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -146,9 +147,12 @@ class Collector(Generic[T, R]):
         try:
             async with asyncio.TaskGroup() as lanes:
                 for _ in range(self._lanes):
-                    lanes.create_task(self._lane())
+                    lanes.create_task(unending(self._lane(), lambda: self._over))
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._over = True
         finally:
-            self._over = True
             while self._waiting:
                 future = self._waiting.popleft().future
                 if not future.done():

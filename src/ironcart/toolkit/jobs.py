@@ -22,6 +22,7 @@ from ironcart.toolkit.database import Connection, Database, Transaction
 from ironcart.toolkit.history import Cause, Commit, History, Outbox
 from ironcart.toolkit.outcomes import Fact, LostRace, Refused, Unavailable
 from ironcart.toolkit.resilience import Backoff, BreakerOpen
+from ironcart.toolkit.unending import unending
 
 LEASE_S = 60.0
 # A call must be over well before its lease is: adapters set their deadlines below this.
@@ -94,7 +95,7 @@ class Jobs(Generic[P, R]):
         *,
         closed_for_s: Callable[[], float] = lambda: 0.0,
         only: str = "",
-        calls_max: int = CALLS_IN_FLIGHT_MAX,
+        calls_max: int | None = None,
     ) -> None:
         """`closed_for_s` says for how long no call may be made: a breaker's wait.
 
@@ -106,9 +107,8 @@ class Jobs(Generic[P, R]):
         self._closed_for_s = closed_for_s
         own = f"WHERE {only} AND due_at" if only else "WHERE due_at"
         self._lease_sql = _LEASE.replace("WHERE due_at", own)
-        self._calls_max = calls_max
+        self._calls_max = calls_max or CALLS_IN_FLIGHT_MAX
         self._in_hand: asyncio.Queue[_Job[P]] = asyncio.Queue()
-        self._calling = 0
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._settling: Collector[tuple[_Job[P], R], None] = Collector(
@@ -176,12 +176,15 @@ class Jobs(Generic[P, R]):
     async def run(self) -> None:
         """Make calls until stopped."""
         async with asyncio.TaskGroup() as group:
-            background = [
-                group.create_task(self._settling.run()),
-                group.create_task(self._postponing.run()),
-            ]
-            callers = [group.create_task(self._caller()) for _ in range(self._calls_max)]
-            await self._lease_what_is_due()
+            both = (self._settling, self._postponing)
+            background = [group.create_task(each.run()) for each in both]
+            over = self._stopping.is_set
+            calling = (unending(self._caller(), over) for _ in range(self._calls_max))
+            callers = [group.create_task(each) for each in calling]
+            try:
+                await self._lease_what_is_due()
+            finally:
+                self._stopping.set()
             for _ in callers:  # One wake-up for each caller; those in a call finish it first.
                 self._in_hand.put_nowait(_WAKE)
             await asyncio.wait(callers)

@@ -28,6 +28,8 @@ from ironcart.toolkit.topology import Durable
 NEWEST_BATCHES_MAX = 2_000
 # Facts of others that we adopt may lie before the last one of ours.
 LOOK_BACK_MESSAGES = 10_000
+# A consumer's floor is at most about this far above a message that it reads.
+FLOOR_MESSAGES = 500
 # Any number does, as long as it is ours alone.
 LOCK_SPACE = 0x1204CA28
 
@@ -179,16 +181,28 @@ class Recovery:
         return found
 
     async def _forgotten_inputs(self) -> bool:
-        """Whether a message that we have acknowledged is unknown to the database."""
+        """Whether a message that we have acknowledged is unknown to the database.
+
+        The floor of a consumer may lie on a message that it does not read.
+        """
         for durable in self._durables:
             info = await self._broker.api(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
             floor = info["ack_floor"]["stream_seq"]
             held = await extent(self._broker, durable.stream)
             if not held.first_seq <= floor <= held.last_seq:
                 continue
-            async for chunk in read(self._broker, durable.stream, floor, floor):
-                if not await self._saw(durable.stream, chunk[0]):
-                    return True
+            first = max(held.first_seq, floor - FLOOR_MESSAGES)
+            last: Stored | None = None
+            async for chunk in read(self._broker, durable.stream, first, floor):
+                mine = [each for each in chunk if _reads(durable, each.subject)]
+                last = mine[-1] if mine else last
+            if last is not None and not await self._saw(durable.stream, last):
+                structlog.get_logger().error(
+                    "Acknowledged, and unknown to the database",
+                    stream=durable.stream,
+                    stream_seq=last.seq,
+                )
+                return True
         return False
 
     async def _saw(self, stream: str, message: Stored) -> bool:
@@ -267,6 +281,11 @@ class Recovery:
         for durable in self._durables:
             await self._broker.api(f"CONSUMER.DELETE.{durable.stream}.{durable.name}")
         await ensure(self._broker, [], self._durables, replicas=0, bytes_max=0)
+
+
+def _reads(durable: Durable, subject: str) -> bool:
+    wide = (each.rstrip(">*") for each in durable.subjects if each[-1] in ">*")
+    return subject in durable.subjects or subject.startswith(tuple(wide))
 
 
 def own_fact(

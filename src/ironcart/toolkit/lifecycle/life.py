@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from ironcart.toolkit.lifecycle.start import check_consumers, check_database, ch
 from ironcart.toolkit.loop import Chassis, Consumer, Releases
 from ironcart.toolkit.outcomes import IroncartError, Refused, Unavailable
 from ironcart.toolkit.recovery import Recovery
+from ironcart.toolkit.unending import Interrupted, unending
 
 READY_CHECK_S = 1.0
 LAG_CHECK_S = 2.0
@@ -116,17 +117,21 @@ class _Life:
         """Serve and consume; ends only by cancellation or by something that waiting won't mend."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(server.run_until_finished())
-                group.create_task(self._watch_database())
+                over = self._state.draining.is_set
+
+                def begin(work: Awaitable[None]) -> "asyncio.Task[None]":
+                    return group.create_task(unending(work, over))
+
+                begin(server.run_until_finished())
+                begin(self._watch_database())
                 for run in (self._outbox.run_fast_path, *self._wiring.background):
-                    group.create_task(_forever(run))
+                    begin(run())
                 await self._start()
-                group.create_task(self._broker.watch())
-                group.create_task(self._outbox.run_sweeper())
-                group.create_task(self._measure_lag())
-                group.create_task(self._watch_recovery())
-                for loop in self._loops:
-                    self._running.append(group.create_task(loop.run()))
+                begin(self._broker.watch())
+                begin(self._outbox.run_sweeper())
+                begin(self._measure_lag())
+                begin(self._watch_recovery())
+                self._running += [begin(loop.run()) for loop in self._loops]
                 self._state.started = True
                 structlog.get_logger().info("Started", port=self._settings.port)
         except BaseExceptionGroup as errors:
@@ -184,10 +189,11 @@ class _Life:
         self._marks.trust()
 
     async def _watch_recovery(self) -> None:
+        recovering = True
         while True:
-            with suppress(Unavailable, BrokerError):
-                if not await self._recovery.watch():
-                    return
+            if recovering:
+                with suppress(Unavailable, BrokerError):
+                    recovering = await self._recovery.watch()
             await asyncio.sleep(LAG_CHECK_S)
 
     async def _measure_lag(self) -> None:
@@ -275,11 +281,13 @@ class _Life:
         )
 
 
-async def _forever(run: Callable[[], Awaitable[None]]) -> None:
-    await run()
-
-
 def _root_cause(error: BaseException | None) -> BaseException:
+    """What ended the service: the loops that it took with it are not the reason."""
     while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+        reasons = error.subgroup(_is_reason) or error
+        error = reasons.exceptions[0]
     return error or RuntimeError("the service ended by itself")
+
+
+def _is_reason(error: BaseException) -> bool:
+    return not isinstance(error, Interrupted | BaseExceptionGroup)

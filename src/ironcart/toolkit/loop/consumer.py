@@ -144,18 +144,23 @@ class Consumer:
 
     async def _settle(self, verdicts: Sequence[Verdict], commit: Commit | None) -> None:
         """Publish what was committed, then tell the broker what became of each message."""
-        await self._chassis.outbox.publish(commit)
-        for verdict in verdicts:
-            match verdict:
-                case Ack(delivery, said):
-                    await self.puller.send(delivery, b"+ACK")
-                    self._count(said)
-                case Nak(delivery, delay_s):
-                    await self.puller.nak(delivery, delay_s)
-                    self._count("retry")
-                case Term():
-                    await self._park(verdict)
-        self.puller.release(len(verdicts))
+        try:
+            await self._chassis.outbox.publish(commit)
+            for verdict in verdicts:
+                await self._say(verdict)
+        finally:
+            self.puller.release(len(verdicts))
+
+    async def _say(self, verdict: Verdict) -> None:
+        match verdict:
+            case Ack(delivery, said):
+                await self.puller.send(delivery, b"+ACK")
+                self._count(said)
+            case Nak(delivery, delay_s):
+                await self.puller.nak(delivery, delay_s)
+                self._count("retry")
+            case Term():
+                await self._park(verdict)
 
     async def _park(self, term: Term) -> None:
         """Have the dead letter kept, too; what fails here is made good by the releases."""

@@ -147,7 +147,7 @@ class Collector(Generic[T, R]):
         try:
             async with asyncio.TaskGroup() as lanes:
                 for _ in range(self._lanes):
-                    lanes.create_task(unending(self._lane(), lambda: self._over))
+                    lanes.create_task(unending(self._lane, lambda: self._over))
                 try:
                     await asyncio.Event().wait()
                 finally:

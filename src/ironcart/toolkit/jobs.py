@@ -179,7 +179,7 @@ class Jobs(Generic[P, R]):
             both = (self._settling, self._postponing)
             background = [group.create_task(each.run()) for each in both]
             over = self._stopping.is_set
-            calling = (unending(self._caller(), over) for _ in range(self._calls_max))
+            calling = (unending(self._caller, over) for _ in range(self._calls_max))
             callers = [group.create_task(each) for each in calling]
             try:
                 await self._lease_what_is_due()

@@ -13,10 +13,10 @@ class Interrupted(RuntimeError):
     """A task ended that should have gone on; the process ends, and is started anew."""
 
 
-async def unending(work: Awaitable[None], over: Callable[[], bool]) -> None:
-    """Await `work`; raises `Interrupted` when it ends although it is not `over` yet."""
+async def unending(run: Callable[[], Awaitable[None]], over: Callable[[], bool]) -> None:
+    """Run something; raises `Interrupted` when it ends although it is not `over` yet."""
     try:
-        await work
+        await run()
     except asyncio.CancelledError:
         if over():
             raise

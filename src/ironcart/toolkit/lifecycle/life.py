@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -119,19 +119,19 @@ class _Life:
             async with asyncio.TaskGroup() as group:
                 over = self._state.draining.is_set
 
-                def begin(work: Awaitable[None]) -> "asyncio.Task[None]":
-                    return group.create_task(unending(work, over))
+                def begin(run: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
+                    return group.create_task(unending(run, over))
 
-                begin(server.run_until_finished())
-                begin(self._watch_database())
+                begin(server.run_until_finished)
+                begin(self._watch_database)
                 for run in (self._outbox.run_fast_path, *self._wiring.background):
-                    begin(run())
+                    begin(run)
                 await self._start()
-                begin(self._broker.watch())
-                begin(self._outbox.run_sweeper())
-                begin(self._measure_lag())
-                begin(self._watch_recovery())
-                self._running += [begin(loop.run()) for loop in self._loops]
+                begin(self._broker.watch)
+                begin(self._outbox.run_sweeper)
+                begin(self._measure_lag)
+                begin(self._watch_recovery)
+                self._running += [begin(loop.run) for loop in self._loops]
                 self._state.started = True
                 structlog.get_logger().info("Started", port=self._settings.port)
         except BaseExceptionGroup as errors:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest.mock import patch
 
-from ironcart.toolkit import history, jobs
+from ironcart.toolkit import history, jobs, leases
 from ironcart.toolkit.broker import Outgoing, publisher
 from ironcart.toolkit.broker.puller import Puller
 from ironcart.toolkit.history.events import History
@@ -60,7 +60,7 @@ def settle_without_lease() -> AbstractContextManager[Any]:
     async def lock(_: Any, keys: Sequence[str]) -> dict[str, Any]:
         return dict.fromkeys(keys, _Anything())
 
-    return patch.object(jobs, "_lock", lock)
+    return patch.object(leases, "lock", lock)
 
 
 def mark_before_publish() -> AbstractContextManager[Any]:

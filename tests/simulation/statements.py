@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from ironcart.toolkit import jobs
+from ironcart.toolkit import leases
 from ironcart.toolkit.history import events, outbox
 
 Row = dict[str, Any]
@@ -220,17 +220,17 @@ def _new_job(t: Tables, key: str, due_at: float, lease: uuid.UUID | None) -> boo
     return True
 
 
-@answers_to(jobs._ADD_LEASED)
+@answers_to(leases.ADD_LEASED)
 def _add_leased(t: Tables, keys: Sequence[str], lease_s: float, lease: uuid.UUID) -> list[Row]:
     return [{"key": key} for key in keys if _new_job(t, key, t.now() + lease_s, lease)]
 
 
-@answers_to(jobs._ADD_DUE)
+@answers_to(leases.ADD_DUE)
 def _add_due(t: Tables, keys: Sequence[str]) -> list[Row]:
     return [{"key": key} for key in keys if _new_job(t, key, t.now(), None)]
 
 
-@answers_to(jobs._LEASE)
+@answers_to(leases.LEASE)
 def _lease(t: Tables, most: int, lease_s: float, lease: uuid.UUID) -> list[Row]:
     now = t.now()
     due = [row for row in t.rows["jobs"].values() if row["due_at"] <= now]
@@ -242,27 +242,27 @@ def _lease(t: Tables, most: int, lease_s: float, lease: uuid.UUID) -> list[Row]:
     return [{"key": row["key"], "attempts": row["attempts"]} for row in due[:most]]
 
 
-@answers_to(jobs._LOCK)
+@answers_to(leases.LOCK)
 def _lock(t: Tables, keys: Sequence[str]) -> list[Row]:
     rows = t.rows["jobs"]
     return [{"key": key, "lease": rows[key]["lease"]} for key in keys if key in rows]
 
 
-@answers_to(jobs._RENEW)
+@answers_to(leases.RENEW)
 def _renew(t: Tables, keys: Sequence[str], lease_s: float) -> list[Row]:
     for key in set(keys) & set(t.rows["jobs"]):
         t.change("jobs", key, due_at=t.now() + lease_s, attempts=0)
     return []
 
 
-@answers_to(jobs._GIVE_BACK)
+@answers_to(leases.GIVE_BACK)
 def _give_back_jobs(t: Tables, keys: Sequence[str]) -> list[Row]:
     for key in set(keys) & set(t.rows["jobs"]):
         t.change("jobs", key, lease=None, due_at=t.now(), attempts=0)
     return []
 
 
-@answers_to(jobs._POSTPONE)
+@answers_to(leases.POSTPONE)
 def _postpone(
     t: Tables,
     keys: Sequence[str],
@@ -279,7 +279,7 @@ def _postpone(
     return []
 
 
-@answers_to(jobs._MEASURE)
+@answers_to(leases.MEASURE)
 def _measure_jobs(t: Tables) -> list[Row]:
     rows, now = t.rows["jobs"].values(), t.now()
     oldest_s = now - min((row["created_at"] for row in rows), default=now)

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from ironcart.toolkit import telemetry
+from ironcart.toolkit import leases, telemetry
 from ironcart.toolkit.collector import Collector
 from ironcart.toolkit.database import Connection, Database, Transaction
 from ironcart.toolkit.history import Cause, Commit, History, Outbox
@@ -34,6 +34,7 @@ CALLS_IN_FLIGHT_MAX = 128
 LEASE_BATCH_MAX = 500
 SETTLE_BATCH_MAX = 200
 POLL_S = 0.5
+SETTLE_AGAIN_S = 0.5
 ERROR_CHARACTERS_MAX = 500
 RACES_MAX = 5
 LINGER_S_MAX = 0.05
@@ -106,7 +107,7 @@ class Jobs(Generic[P, R]):
         self._history, self._outbox = history, outbox
         self._closed_for_s = closed_for_s
         own = f"WHERE {only} AND due_at" if only else "WHERE due_at"
-        self._lease_sql = _LEASE.replace("WHERE due_at", own)
+        self._lease_sql = leases.LEASE.replace("WHERE due_at", own)
         self._calls_max = calls_max or CALLS_IN_FLIGHT_MAX
         self._in_hand: asyncio.Queue[_Job[P]] = asyncio.Queue()
         self._stopping = asyncio.Event()
@@ -134,10 +135,10 @@ class Jobs(Generic[P, R]):
         later = keys[len(leased) :]
         added: set[str] = set()
         if leased:
-            rows = await transaction.connection.fetch(_ADD_LEASED, leased, LEASE_S, lease)
+            rows = await transaction.connection.fetch(leases.ADD_LEASED, leased, LEASE_S, lease)
             added = {row["key"] for row in rows}
         if later:
-            await transaction.connection.execute(_ADD_DUE, later)
+            await transaction.connection.execute(leases.ADD_DUE, later)
         now = time.monotonic()
 
         def hand_over() -> None:
@@ -150,15 +151,15 @@ class Jobs(Generic[P, R]):
 
     async def lock(self, connection: Connection, keys: Sequence[str]) -> set[str]:
         """Lock the jobs of these keys; returns those that somebody is working on."""
-        leases = await _lock(connection, keys)
-        return {key for key, lease in leases.items() if lease is not None}
+        held = await leases.lock(connection, keys)
+        return {key for key, lease in held.items() if lease is not None}
 
     async def hasten(self, transaction: Transaction, keys: Sequence[str]) -> set[str]:
         """Make waiting jobs due now, adding those that have none; returns the keys nobody holds.
 
         A job that is being worked on is left to its holder, who sees the new state when it settles.
         """
-        rows = await transaction.connection.fetch(_HASTEN, keys)
+        rows = await transaction.connection.fetch(leases.HASTEN, keys)
         transaction.after_commit.append(self._hurry.set)
         return {row["key"] for row in rows}
 
@@ -256,10 +257,12 @@ class Jobs(Generic[P, R]):
     async def _settle_one(self, job: _Job[P], result: R) -> None:
         """Settle with whoever else is ready; what cannot be settled is called again later.
 
-        That is harmless: a repeat of the call finds it already done.
+        That is harmless: a repeat of the call finds it already done. But an outage of the database
+        is waited out while the lease may hold, since a new one would be waited for much longer.
         """
         try:
-            await self._settling.submit((job, result))
+            while not await self._settled(job, result):  # noqa: ASYNC110 - an outage has no event
+                await asyncio.sleep(SETTLE_AGAIN_S)
         except Unavailable:
             return  # The lease runs out.
         except Refused:
@@ -276,6 +279,16 @@ class Jobs(Generic[P, R]):
                 text = f"{type(alone).__name__}: {alone}"
                 await self._later(job, text, RETRY.delay_s(job.attempts + 1), counts=True)
 
+    async def _settled(self, job: _Job[P], result: R) -> bool:
+        """Try to settle; False when that is worth trying again, else raises `Unavailable`."""
+        try:
+            await self._settling.submit((job, result))
+        except Unavailable:
+            if self._stopping.is_set() or time.monotonic() - job.leased_at > LEASE_S:
+                raise
+            return False
+        return True
+
     async def _later(self, job: _Job[P], error: str, delay_s: float, *, counts: bool) -> None:
         clean = error.replace("\x00", "").encode("utf-8", "replace").decode()
         with suppress(Unavailable):  # Then the lease runs out instead.
@@ -284,7 +297,7 @@ class Jobs(Generic[P, R]):
     async def _postpone(self, jobs: Sequence[tuple[_Job[P], str, float, int]]) -> list[None]:
         jobs = sorted(jobs, key=lambda each: each[0].key)
         await self._database.execute(
-            _POSTPONE,
+            leases.POSTPONE,
             [job.key for job, *_ in jobs],
             [job.lease for job, *_ in jobs],
             [error for _, error, _, _ in jobs],
@@ -316,8 +329,8 @@ class Jobs(Generic[P, R]):
         again: list[_Job[P]] = []
         done: list[str] = []
         async with self._database.transaction() as connection:
-            leases = await _lock(connection, [job.key for job, _ in results])
-            live = [(job, result) for job, result in results if leases.get(job.key) == job.lease]
+            held = await leases.lock(connection, [job.key for job, _ in results])
+            live = [(job, result) for job, result in results if held.get(job.key) == job.lease]
             settled = await self._work.settle(
                 connection, [(job.payload, result) for job, result in live]
             )
@@ -334,9 +347,9 @@ class Jobs(Generic[P, R]):
             if again:
                 keys = [job.key for job in again]
                 if self._stopping.is_set():
-                    await connection.execute(_GIVE_BACK, keys)
+                    await connection.execute(leases.GIVE_BACK, keys)
                 else:
-                    await connection.execute(_RENEW, keys, LEASE_S)
+                    await connection.execute(leases.RENEW, keys, LEASE_S)
             commit = await self._history.record(connection, facts)
         for then in settled:
             if then.after_commit is not None:
@@ -344,7 +357,7 @@ class Jobs(Generic[P, R]):
         return commit, again
 
     async def _measure(self) -> None:
-        row = await self._database.fetchrow(_MEASURE)
+        row = await self._database.fetchrow(leases.MEASURE)
         assert row is not None
         telemetry.jobs_open.set(row["open"])
         telemetry.jobs_due.set(row["due"])
@@ -352,49 +365,3 @@ class Jobs(Generic[P, R]):
 
 
 _WAKE: Any = _Job("", uuid.UUID(int=0), None)
-
-_ADD_LEASED = """
-INSERT INTO jobs (key, due_at, lease)
-SELECT key, now() + make_interval(secs => $2), $3 FROM unnest($1::text[]) AS key ORDER BY key
-ON CONFLICT DO NOTHING RETURNING key
-"""
-_ADD_DUE = """
-INSERT INTO jobs (key, due_at) SELECT key, now() FROM unnest($1::text[]) AS key ORDER BY key
-ON CONFLICT DO NOTHING
-"""
-_HASTEN = """
-INSERT INTO jobs AS j (key, due_at) SELECT key, now() FROM unnest($1::text[]) AS key ORDER BY key
-ON CONFLICT (key) DO UPDATE SET due_at = now() WHERE j.lease IS NULL RETURNING key
-"""
-# Fewest attempts first: jobs that fail again and again must not win every probe of a breaker.
-_LEASE = """
-UPDATE jobs SET lease = $3, due_at = now() + make_interval(secs => $2) WHERE key IN (
-  SELECT key FROM jobs WHERE due_at <= now() ORDER BY attempts, due_at LIMIT $1
-  FOR UPDATE SKIP LOCKED)
-RETURNING key, attempts
-"""
-_LOCK = "SELECT key, lease FROM jobs WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE"
-_RENEW = """
-UPDATE jobs SET due_at = now() + make_interval(secs => $2), attempts = 0, error = NULL
-WHERE key = ANY($1::text[])
-"""
-_GIVE_BACK = """
-UPDATE jobs SET lease = NULL, due_at = now(), attempts = 0, error = NULL
-WHERE key = ANY($1::text[])
-"""
-_POSTPONE = """
-UPDATE jobs j SET lease = NULL, due_at = now() + make_interval(secs => p.delay_s),
-                  error = p.error, attempts = j.attempts + p.counts
-FROM unnest($1::text[], $2::uuid[], $3::text[], $4::float8[], $5::int[])
-  AS p(key, lease, error, delay_s, counts)
-WHERE j.key = p.key AND j.lease = p.lease
-"""
-_MEASURE = """
-SELECT count(*) AS open, count(*) FILTER (WHERE due_at <= now()) AS due,
-       coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_s FROM jobs
-"""
-
-
-async def _lock(connection: Connection, keys: Sequence[str]) -> dict[str, uuid.UUID | None]:
-    """Lock jobs, in order; returns whose each one is."""
-    return {row["key"]: row["lease"] for row in await connection.fetch(_LOCK, keys)}

@@ -30,6 +30,9 @@ def counter(exposition: str, name: str, label: str = "") -> float:
     return total
 
 
+_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
 class Rate:
     """Growth a second of a counter that starts at zero again when its process does."""
 
@@ -114,5 +117,9 @@ class StatusLine:
                 if self._database is None or self._database.is_closed():
                     self._database = await asyncpg.connect(self._database_url)
                 return str(await self._database.fetchval(IN_FLIGHT))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, OSError):
+        except (*_AWAY, TimeoutError, OSError):
+            # A connection that was cut off in the middle is of no more use.
+            if self._database is not None:
+                self._database.terminate()
+                self._database = None
             return UNKNOWN

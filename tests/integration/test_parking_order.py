@@ -160,6 +160,18 @@ async def test_a_waiting_or_parked_event_that_is_delivered_again_is_dealt_with_o
     assert handle.dealt_with == ["a1", "a2"]
 
 
+async def test_a_poison_that_is_published_again_is_set_aside_once(parts: Bench) -> None:
+    (good,) = pings(parts, "a2")
+    fields = json.loads(good.body)
+    bad = json.dumps(fields | {"data": {"name": 7}}).encode()
+    for _ in range(2):
+        await take(parts, Picky(), parts.topology.raw(bad))
+    assert await states(parts) == ["a parked"]
+    other = json.dumps(fields | {"data": {"name": 8}}).encode()
+    await take(parts, Picky(), parts.topology.raw(other))
+    assert await states(parts) == ["a parked", "a parked"], "other bytes are for a person to see"
+
+
 async def test_two_replicas_release_in_order_and_nothing_twice(parts: Bench) -> None:
     places = [f"{name}{n}" for n in range(1, 6) for name in "abcd"]
     await take(parts, Picky("a1", "b1", "c1", "d1"), *pings(parts, *places))

@@ -169,6 +169,8 @@ FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bytea[], $6::u
             $8::text[], $10::text[], $11::text[], $12::int[])
   WITH ORDINALITY AS u(stream, seq, subject, headers, body, event_id, aggregate_id, type,
                        reason, error, attempts, n)
+-- The same event published again, under another sequence, is known already.
+WHERE NOT EXISTS (SELECT 1 FROM parked p WHERE p.event_id = u.event_id AND p.body = u.body)
 ORDER BY u.n
 ON CONFLICT (stream, stream_seq) DO NOTHING RETURNING stream_seq
 """

@@ -29,6 +29,7 @@ CREATE TABLE parked (
 CREATE INDEX parked_open ON parked (aggregate_id, no)
     WHERE state IN ('parked', 'waiting', 'released');
 CREATE INDEX parked_without_letter ON parked (no) WHERE letter_seq IS NULL AND state = 'parked';
+CREATE INDEX parked_by_event ON parked (event_id);
 CREATE INDEX parked_by_letter ON parked (letter_seq);
 
 -- migrate:down

@@ -24,8 +24,8 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 demo: .venv/.ready  ## everything on this machine, with load running, until Ctrl-C
 	$(BIN)/ironcart up --data .ironcart --load 20
 
-test: setup  ## all tests; starts what it needs
-	$(BIN)/pytest
+test: setup  ## all tests, in two processes; starts what it needs
+	$(BIN)/pytest -n 2
 
 simulate: setup  ## 1,000 seeded schedules of the toolkit's loops, with crashes and outages
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 1000

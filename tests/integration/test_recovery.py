@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import pytest
 
 from heart_parts import Bench, Pong, answered, bench, kept, until, working
 from ironcart.embedded.postgres import Postgres
-from ironcart.toolkit.database import Connection, Database, Transaction
+from ironcart.toolkit.database import STARTED_AT, Connection, Database, Transaction
 from ironcart.toolkit.loop import Message
 from ironcart.toolkit.outcomes import Done, Fact, Outcome, Unavailable
 from ironcart.toolkit.recovery import Memory, OwnFact, Recovery
@@ -173,7 +174,18 @@ async def test_a_stream_that_is_shorter_than_the_history_is_not_written_to(
 async def test_a_database_that_starts_anew_lends_nothing_until_it_is_trusted(
     own_postgres: Postgres,
 ) -> None:
-    database = Database(own_postgres.url_of("postgres"), "public", "test", guarded=True)
+    url = own_postgres.url_of("postgres")
+    database, plain = Database(url, "public", "test", guarded=True), Database(url, "public", "test")
+
+    async def started_at() -> datetime:
+        row = await plain.fetchrow(STARTED_AT)
+        assert row is not None
+        found: datetime = row[0]
+        return found
+
+    with pytest.raises(Unavailable, match="not yet compared"):
+        await database.execute("SELECT 1")
+    database.trust(await started_at())
     await database.execute("SELECT 1")
     await asyncio.to_thread(own_postgres.kill)
     await asyncio.to_thread(own_postgres.start)
@@ -185,6 +197,7 @@ async def test_a_database_that_starts_anew_lends_nothing_until_it_is_trusted(
     await until(noticed)
     with pytest.raises(Unavailable, match="not yet compared"):
         await database.execute("SELECT 1")
-    database.trust()
+    database.trust(await started_at())
     await database.execute("SELECT 1")
     await database.close()
+    await plain.close()

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from ironcart.cli import address
-from ironcart.cli.repair import Row, Who, repairing, rows
+from ironcart.cli.repair import Row, Who, actions, behind, repairing, rows
 from ironcart.toolkit.broker import Broker
 from ironcart.toolkit.deadletters import DeadLetter, find, read
 from ironcart.toolkit.outcomes import Refused, Unavailable
@@ -85,11 +85,15 @@ def show_letter(
     raw: Annotated[bool, typer.Option(help="Write only the original bytes.")] = False,
     data: address.Data = address.DATA_DEFAULT,
 ) -> None:
-    """Show one dead letter whole: why, from where, and the original bytes."""
+    """Show one dead letter whole: why, from where, what waits behind it, and what was done."""
+    following: list[str] = []
+    done: list[str] = []
 
     async def look(broker: Broker, databases: Databases) -> tuple[DeadLetter, Row | None]:
         letter = await _find(broker, seq)
         place = letter.service, letter.stream, letter.stream_seq
+        following.extend(await behind(letter, databases))
+        done.extend(await actions(letter, databases))
         return letter, (await rows(databases)).get(place)
 
     letter, row = _ask(data, look)
@@ -107,6 +111,9 @@ def show_letter(
     print(f"{'body':>11}: {_shown(letter.body)}")
     if row is not None and row.edited is not None:
         print(f"{'edited':>11}: {_shown(row.edited)}")
+    for name, lines in (("behind", following), ("done", done)):
+        for line in lines:
+            print(f"{name:>11}: {line}")
 
 
 @app.command("edit")

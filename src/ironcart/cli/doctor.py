@@ -165,8 +165,8 @@ async def _unfilled(broker: Broker, stream: Stream, databases: Mapping[str, str]
         if stream.owner not in OWNERS or held.first_seq == 1:
             return []
         missing = await before(databases[stream.owner], stream.owner, held.first_seq)
-    except (BrokerError, Unavailable):
-        return []
+    except (BrokerError, Unavailable) as error:
+        return [Finding("warning", f"what stream {stream.name} lacks cannot be told: {error}")]
     if not missing:
         return []
     text = f"stream {stream.name} was made again and lacks {missing} events"

@@ -11,23 +11,32 @@ from ironcart.toolkit.broker import Broker
 from ironcart.toolkit.broker.provisioning import stream_exists
 from ironcart.toolkit.database import Database
 
+# A whole history is gone through: that takes minutes where there are millions of events.
+PATIENCE_S = 3_600
+
+
+def patient(url: str, schema: str, who: str) -> Database:
+    """A database whose statements may take as long as a large history needs."""
+    session = {"statement_timeout": f"{PATIENCE_S}s", "idle_in_transaction_session_timeout": "0"}
+    return Database(url, schema, who, session=session, command_timeout_s=PATIENCE_S)
+
 
 async def floors(databases: Mapping[str, str]) -> dict[str, int]:
     """The highest sequence of each stream that the services' databases know; 0 for none."""
     found = {stream.name: 0 for stream in STREAMS}
     for owner, (stream, kinds) in OWNERS.items():
         found[stream] = await _published(databases[owner], owner, list(kinds.values()))
-    database = Database(databases["audit"], "audit", "floors")
+    database = patient(databases["audit"], "audit", "floors")
     try:
-        for row in await database.fetch(_AUDITED):
-            found[row["stream"]] = max(found.get(row["stream"], 0), row["seq"])
+        for row in await database.fetch(_AUDITED, list(found)):
+            found[row["stream"]] = max(found[row["stream"]], row["seq"])
     finally:
         await database.close()
     return found
 
 
 async def _published(url: str, owner: str, subjects: list[str]) -> int:
-    database = Database(url, owner, "floors")
+    database = patient(url, owner, "floors")
     try:
         row = await database.fetchrow(_PUBLISHED, subjects)
     finally:
@@ -37,7 +46,7 @@ async def _published(url: str, owner: str, subjects: list[str]) -> int:
 
 async def before(url: str, owner: str, first_seq: int) -> int:
     """Count the events of a history that lie before a sequence of its stream."""
-    database = Database(url, owner, "floors")
+    database = patient(url, owner, "floors")
     try:
         row = await database.fetchrow(_BEFORE, first_seq, list(OWNERS[owner][1].values()))
     finally:
@@ -63,4 +72,7 @@ _BEFORE = """
 SELECT count(*) AS n FROM events e JOIN batches b USING (batch_no)
 WHERE coalesce(e.stream_seq, b.first_seq + e.batch_pos) < $1 AND e.subject = ANY($2::text[])
 """
-_AUDITED = "SELECT stream, max(stream_seq) AS seq FROM entries GROUP BY stream"
+_AUDITED = """
+SELECT s.stream, coalesce((SELECT max(stream_seq) FROM entries WHERE stream = s.stream), 0) AS seq
+FROM unnest($1::text[]) AS s(stream)
+"""

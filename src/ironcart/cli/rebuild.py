@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from ironcart.cli import address, services
-from ironcart.toolkit.database import Connection, Database
+from ironcart.cli.floors import patient
+from ironcart.toolkit.database import Connection
 from ironcart.toolkit.lifecycle import Service
 from ironcart.toolkit.outcomes import Refused
 from ironcart.toolkit.recovery import Compared, Memory, OwnFact, own_fact
 
 READ_EVENTS_MAX = 2_000
 DIFFERENCES_SHOWN_MAX = 10
-STATEMENT_TIMEOUT = "600s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,7 @@ async def _rebuild(card: Service, url: str, *, keep: bool) -> Rebuilt:
     if card.memory is None or not card.memory.kinds:
         return await _relink(url)
     fresh = f"rebuilt_{card.name}"
-    patient = {
-        "statement_timeout": STATEMENT_TIMEOUT,
-        "idle_in_transaction_session_timeout": "0",
-        "search_path": fresh,
-    }
-    database = Database(url, fresh, "rebuild", session=patient)
+    database = patient(url, fresh, "rebuild")
     try:
         async with (
             database.acquire() as connection,
@@ -149,7 +144,7 @@ async def _relink(url: str) -> Rebuilt:
     from ironcart.services.audit.handlers import verify
     from ironcart.services.audit.store import Store
 
-    database = Database(url, "audit", "rebuild", session={"statement_timeout": STATEMENT_TIMEOUT})
+    database = patient(url, "audit", "rebuild")
     done = Rebuilt(0, {}, [])
     try:
         for stream in STREAM_NAMES:

@@ -158,6 +158,35 @@ async def rows(databases: Mapping[str, str]) -> dict[tuple[str, str, int], Row]:
     return found
 
 
+async def behind(letter: DeadLetter, databases: Mapping[str, str]) -> list[str]:
+    """Say which messages wait behind a dead letter, in the order in which they will follow it."""
+    found = await _fetch(letter, databases, _BEHIND, letter.stream, letter.stream_seq)
+    return [f"{stream} {seq}  {kind}" for stream, seq, kind in found]
+
+
+async def actions(letter: DeadLetter, databases: Mapping[str, str]) -> list[str]:
+    """Say what was done about a dead letter so far, oldest first: when, what, by whom, and why."""
+    aggregate_id = letter_aggregate(letter.service, letter.seq)
+    told: list[str] = []
+    for kind, body, at in await _fetch(letter, databases, _ACTIONS_SO_FAR, aggregate_id):
+        data = msgspec.json.decode(body)["data"]
+        why = f": {data['why']}" if data["why"] else ""
+        told.append(f"{at.isoformat(timespec='milliseconds')}  {kind} by {data['by']}{why}")
+    return told
+
+
+async def _fetch(
+    letter: DeadLetter, databases: Mapping[str, str], query: str, *arguments: object
+) -> list[Any]:
+    if letter.service not in services.NAMES:
+        return []
+    database = Database(databases[letter.service], letter.service, "repair")
+    try:
+        return list(await database.fetch(query, *arguments))
+    finally:
+        await database.close()
+
+
 def _durable(letter: DeadLetter) -> Durable:
     card = services.find(letter.service)
     found = next((each for each in card.durables if each.stream == letter.stream), None)
@@ -179,7 +208,7 @@ SELECT p.stream, p.stream_seq, {_ROW} FROM parked p
 WHERE p.state <> 'waiting' AND p.letter_seq IS NOT NULL
 """  # noqa: S608 - a constant
 _EDIT = """
-UPDATE parked SET edited = $2, aggregate_id = $3, changed_at = now() WHERE no = $1
+UPDATE parked SET edited = $2, aggregate_id = $3, replays = 0, changed_at = now() WHERE no = $1
 """
 _RELEASE = """
 UPDATE parked SET state = 'released', replays = replays + 1, attempts = 0, due_at = now(),
@@ -187,3 +216,11 @@ UPDATE parked SET state = 'released', replays = replays + 1, attempts = 0, due_a
 """
 _DISCARD = "UPDATE parked SET state = 'discarded', changed_at = now() WHERE no = $1"
 _VERSIONS = "SELECT coalesce(max(version), 0) FROM events WHERE aggregate_id = $1"
+_BEHIND = """
+SELECT w.stream, w.stream_seq, w.type
+FROM parked p JOIN parked w ON w.aggregate_id = p.aggregate_id AND p.aggregate_id <> ''
+WHERE p.stream = $1 AND p.stream_seq = $2 AND w.state = 'waiting' ORDER BY w.no
+"""
+_ACTIONS_SO_FAR = """
+SELECT type, body, recorded_at FROM events WHERE aggregate_id = $1 ORDER BY version
+"""

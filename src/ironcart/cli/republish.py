@@ -1,16 +1,18 @@
 """`ironcart republish`: refills a broker whose disk is gone from the services' own histories."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from ironcart.cli import address, provision, services
 from ironcart.cli.deadletters import connected
-from ironcart.cli.floors import floors
+from ironcart.cli.floors import floors, patient
 from ironcart.events import OWNERS, STREAMS
 from ironcart.services.audit.handlers import lose
 from ironcart.toolkit import settings
@@ -24,8 +26,8 @@ from ironcart.toolkit.outcomes import Poison, Refused
 from ironcart.toolkit.topology import DEAD_LETTERS
 
 NOT_HEADERS_OF_OURS = "Nats-"
+KEPT = "republish"
 SWEEP_PAUSE_S = 0.2
-PATIENT = {"statement_timeout": "600s"}
 
 
 def republish(
@@ -48,7 +50,6 @@ async def _republish(data: Path, *, recreate: bool) -> list[str]:
     done: list[str] = []
     async with connected(where.nats_url) as broker:
         known = await floors(where.databases)
-        saved: dict[str, list[Outgoing]] = {}
         for stream in STREAMS:
             held = await _held(broker, stream.name)
             if held is not None and held.last_seq < known[stream.name]:
@@ -58,15 +59,16 @@ async def _republish(data: Path, *, recreate: bool) -> list[str]:
                         f"{ends}: it was rolled back; `ironcart republish --recreate` deletes it,"
                         " makes it again and publishes everything that the services remember"
                     )
-                saved[stream.name] = await _foreign(broker, stream.name, held, where.databases)
+                await _keep_foreign(broker, stream.name, data, where.databases)
                 await broker.api(f"STREAM.DELETE.{stream.name}")
                 done.append(f"{ends}: deleted")
         done += await provision.streams(_environ(data, where))
-        for name, messages in saved.items():
+        for file in sorted((data / KEPT).glob("*.jsonl")):
+            messages = _kept(file)
             for message in messages:
                 await publish(broker, [message])
-            if messages:
-                done.append(f"{name}: kept {len(messages)} messages that no history has")
+            file.unlink()
+            done.append(f"{file.stem}: kept {len(messages)} messages that no history has")
         for stream in STREAMS:
             lost = await _admit_loss(broker, stream.name, where.databases["audit"])
             if lost:
@@ -105,6 +107,29 @@ async def _held(broker: Broker, stream: str) -> Extent | None:
         if error.code == 404:
             return None
         raise
+
+
+async def _keep_foreign(
+    broker: Broker, stream: str, data: Path, databases: Mapping[str, str]
+) -> None:
+    """Keep what no history has on disk, before its stream is deleted; whoever is cut short later
+    finds it there. What arrives meanwhile is kept, too."""
+    folder = data / KEPT
+    folder.mkdir(parents=True, exist_ok=True)
+    held = await extent(broker, stream)
+    first = held.first_seq
+    with (folder / f"{stream}.jsonl").open("ab") as file:
+        while first <= held.last_seq:
+            some = Extent(first, held.last_seq)
+            for message in await _foreign(broker, stream, some, databases):
+                file.write(msgspec.json.encode(message) + b"\n")
+            first, held = held.last_seq + 1, await extent(broker, stream)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _kept(file: Path) -> list[Outgoing]:
+    return [msgspec.json.decode(line, type=Outgoing) for line in file.read_bytes().splitlines()]
 
 
 async def _foreign(
@@ -167,7 +192,7 @@ async def _refill(broker: Broker, url: str, owner: str, stream: str, subjects: l
 
 @asynccontextmanager
 async def _database(url: str, schema: str) -> AsyncIterator[Database]:
-    database = Database(url, schema, "republish", session=PATIENT)
+    database = patient(url, schema, "republish")
     try:
         yield database
     finally:

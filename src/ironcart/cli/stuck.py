@@ -48,7 +48,10 @@ def why(place: Place) -> str:
         return f"payment is {place.payment}: {place.job}"
     if not place.payment and place.status == "cancelling":
         return "payments has not heard of the cancellation"
-    told = f"orders has not heard that the payment is {place.payment}"
+    settled = f"the payment is {place.payment}" if place.payment else f"it is {place.reservation}"
+    told = f"orders and inventory are not in step: {settled}"
+    if place.payment:
+        told = f"orders has not heard that {settled}"
     return _UNHEARD.get((place.reservation, place.payment), told)
 
 

@@ -32,6 +32,8 @@ _SESSION = {
     "synchronous_commit": "on",
 }
 
+STARTED_AT = "SELECT pg_postmaster_start_time()"
+
 # What a statement runs on, inside a transaction that the caller opened.
 if TYPE_CHECKING:
     Connection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
@@ -112,8 +114,9 @@ class Database:
         connections_max: int = POOL_CONNECTIONS_MAX,
         session: Mapping[str, str] | None = None,
         guarded: bool = False,
+        command_timeout_s: float = COMMAND_TIMEOUT_S,
     ) -> None:
-        """A `guarded` one lends nothing once the server has started anew, until `trust`."""
+        """A `guarded` one lends nothing before `trust`, nor once the server has started anew."""
         self._url, self._connections_max = url, connections_max
         self._session = {
             **_SESSION,
@@ -123,7 +126,7 @@ class Database:
         }
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
-        self._guarded = guarded
+        self._guarded, self._command_timeout_s = guarded, command_timeout_s
         self._started_at: datetime | None = None
         self._trusted: datetime | None = None
 
@@ -141,7 +144,7 @@ class Database:
                     min_size=1,
                     max_size=self._connections_max,
                     timeout=CONNECT_TIMEOUT_S,
-                    command_timeout=COMMAND_TIMEOUT_S,
+                    command_timeout=self._command_timeout_s,
                     server_settings=self._session,
                     reset=_leave_as_it_is,
                     init=self._note_start if self._guarded else None,
@@ -152,18 +155,17 @@ class Database:
             ) from error
 
     async def _note_start(self, connection: Any) -> None:
-        self._started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
-        if self._trusted is None:
-            self._trusted = self._started_at
+        self._started_at = await connection.fetchval(STARTED_AT)
 
     @property
     def restarted(self) -> bool:
         """Whether this may be an older database than before: restored, or a copy that took over."""
-        return self._started_at != self._trusted
+        return self._guarded and (self._trusted is None or self._started_at != self._trusted)
 
-    def trust(self) -> None:
-        """Go on with the database as it is now."""
-        self._trusted = self._started_at
+    def trust(self, started_at: datetime) -> None:
+        """Go on with the database as it is since then; `started_at` was read before comparing."""
+        self._trusted = started_at
+        self._started_at = self._started_at or started_at
 
     async def close(self) -> None:
         """Close every connection; at most a few seconds."""

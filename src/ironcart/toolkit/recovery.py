@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
+import msgspec
 import structlog
 from msgspec import Struct
 
 from ironcart.toolkit import telemetry
-from ironcart.toolkit.broker import Broker
-from ironcart.toolkit.broker.provisioning import ensure
+from ironcart.toolkit.broker import Broker, BrokerError
+from ironcart.toolkit.broker.provisioning import CONSUMER_NOT_FOUND, ensure
 from ironcart.toolkit.broker.reader import Extent, Stored, extent, read
 from ironcart.toolkit.database import Connection, Database
 from ironcart.toolkit.envelope import Envelope, decode, decode_data, event_id
@@ -28,6 +30,8 @@ from ironcart.toolkit.topology import Durable
 NEWEST_BATCHES_MAX = 2_000
 # Facts of others that we adopt may lie before the last one of ours.
 LOOK_BACK_MESSAGES = 10_000
+# Facts are folded so many at a time: what follows from each other is mostly in one of these.
+FOLD_FACTS = 20_000
 # A consumer's floor is at most about this far above a message that it reads.
 FLOOR_MESSAGES = 500
 # Any number does, as long as it is ours alone.
@@ -111,7 +115,7 @@ class Recovery:
     async def run(self) -> bool:
         """Bring the database to what was told; True when it had to be. Safe to repeat, alone."""
         async with self._alone():
-            row = await self._database.fetchrow(_UNFINISHED)
+            row = await self._database.fetchrow(_CUT_SHORT)
             if row is None and not await self.behind():
                 return False
             log = structlog.get_logger()
@@ -119,19 +123,31 @@ class Recovery:
             await self._database.execute(_BEGIN)
             await self._database.execute(_VOID_LEASES)
             folded = await self._fold()
-            await self._rewind()
-            await self._database.execute(_REWOUND, folded)
+            until = await self._rewind()
+            await self._database.execute(_REWOUND, folded, msgspec.json.encode(until).decode())
             log.warning("Folded what was published since", events=folded)
         return True
 
+    async def finish(self) -> None:
+        """Do what a recovery that was cut short has left to be done."""
+        if await self._database.fetchrow(_CUT_SHORT) is not None:
+            await self.run()
+
+    async def unfinished(self) -> bool:
+        """Whether some replica has begun a recovery that is not over."""
+        return await self._database.fetchrow(_UNFINISHED) is not None
+
     async def watch(self) -> bool:
         """Say whether a recovery is still open, ending it once every consumer has caught up."""
-        if await self._database.fetchrow(_OPEN_RECOVERY) is None:
+        row = await self._database.fetchrow(_UNFINISHED)
+        if row is None:
             self._show(False)
             return False
+        until = msgspec.json.decode(row["until"] or "{}", type=dict[str, int])
         for durable in self._durables:
             info = await self._broker.api(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
-            if info["num_pending"] + info["num_ack_pending"]:
+            idle = not info["num_pending"] + info["num_ack_pending"]
+            if not idle and info["ack_floor"]["stream_seq"] < until.get(durable.stream, 0):
                 self._show(True)
                 return True
         await self._database.execute(_END)
@@ -186,8 +202,8 @@ class Recovery:
         The floor of a consumer may lie on a message that it does not read.
         """
         for durable in self._durables:
-            info = await self._broker.api(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
-            floor = info["ack_floor"]["stream_seq"]
+            name = f"{durable.stream}.{durable.name}"
+            floor = (await self._broker.api(f"CONSUMER.INFO.{name}"))["ack_floor"]["stream_seq"]
             held = await extent(self._broker, durable.stream)
             if not held.first_seq <= floor <= held.last_seq:
                 continue
@@ -219,22 +235,35 @@ class Recovery:
             return 0
         known, held = await self._published(memory)
         folded = 0
+        waiting: list[OwnFact] = []
         first = max(1, known + 1 - LOOK_BACK_MESSAGES, held.first_seq)
         async for chunk in read(self._broker, memory.stream, first, held.last_seq):
-            facts = self._read(memory, chunk)
-            lacking = await self._lacking(facts)
-            async with self._database.transaction() as connection:
-                if lacking:
-                    recorded = [fact.recorded for fact in lacking]
-                    seqs = [fact.stream_seq for fact in lacking]
-                    await self._history.adopt(connection, recorded, seqs)
-                    await memory.fold(lacking, connection)
-                await self._mark(connection, facts)
-            folded += len(lacking)
+            waiting += self._read(memory, chunk)
+            if len(waiting) < FOLD_FACTS and chunk[-1].seq < held.last_seq:
+                continue
+            try:
+                folded += await self._fold_these(memory, waiting)
+            except asyncpg.CheckViolationError:
+                # What makes it right was published later: take more of it at once.
+                if chunk[-1].seq >= held.last_seq:
+                    raise
+            else:
+                waiting = []
         if memory.after_fold is not None:
             async with self._database.transaction() as connection:
                 await memory.after_fold(connection)
         return folded
+
+    async def _fold_these(self, memory: Memory, facts: Sequence[OwnFact]) -> int:
+        lacking = await self._lacking(facts)
+        async with self._database.transaction() as connection:
+            if lacking:
+                recorded = [fact.recorded for fact in lacking]
+                seqs = [fact.stream_seq for fact in lacking]
+                await self._history.adopt(connection, recorded, seqs)
+                await memory.fold(lacking, connection)
+            await self._mark(connection, facts)
+        return len(lacking)
 
     async def _lacking(self, facts: Sequence[OwnFact]) -> list[OwnFact]:
         if not facts:
@@ -276,11 +305,21 @@ class Recovery:
                 found.append(fact)
         return found
 
-    async def _rewind(self) -> None:
-        """Have everything delivered again: what is known by the inbox changes nothing."""
+    async def _rewind(self) -> dict[str, int]:
+        """Have everything delivered again: what is known by the inbox changes nothing.
+
+        Returns how far each stream has to be read until the recovery is over.
+        """
+        until = {}
         for durable in self._durables:
-            await self._broker.api(f"CONSUMER.DELETE.{durable.stream}.{durable.name}")
+            until[durable.stream] = (await extent(self._broker, durable.stream)).last_seq
+            try:
+                await self._broker.api(f"CONSUMER.DELETE.{durable.stream}.{durable.name}")
+            except BrokerError as error:
+                if error.err_code != CONSUMER_NOT_FOUND:
+                    raise
         await ensure(self._broker, [], self._durables, replicas=0, bytes_max=0)
+        return until
 
 
 def _reads(durable: Durable, subject: str) -> bool:
@@ -310,15 +349,17 @@ def own_fact(
 
 _TRY_LOCK = "SELECT pg_try_advisory_lock($1, hashtext($2))"
 _UNLOCK = "SELECT pg_advisory_unlock($1, hashtext($2))"
-_OPEN_RECOVERY = "SELECT 1 FROM recoveries WHERE ended_at IS NULL"
-_UNFINISHED = "SELECT 1 FROM recoveries WHERE ended_at IS NULL AND rewound_at IS NULL"
+_UNFINISHED = "SELECT until FROM recoveries WHERE ended_at IS NULL"
+_CUT_SHORT = "SELECT 1 FROM recoveries WHERE ended_at IS NULL AND rewound_at IS NULL"
 _BEGIN = """
 INSERT INTO recoveries (began_at)
 SELECT now() WHERE NOT EXISTS (SELECT 1 FROM recoveries WHERE rewound_at IS NULL)
 """
 # Whoever holds a lease from before knows a later state than the rows do.
 _VOID_LEASES = "UPDATE jobs SET lease = NULL, due_at = now() WHERE lease IS NOT NULL"
-_REWOUND = "UPDATE recoveries SET rewound_at = now(), events = events + $1 WHERE ended_at IS NULL"
+_REWOUND = """
+UPDATE recoveries SET rewound_at = now(), events = events + $1, until = $2 WHERE ended_at IS NULL
+"""
 _END = "UPDATE recoveries SET ended_at = now() WHERE ended_at IS NULL AND rewound_at IS NOT NULL"
 _KNOWN = """
 SELECT max(coalesce(e.stream_seq, b.first_seq + e.batch_pos)) AS seq

@@ -241,6 +241,7 @@ SELECT u.caller, u.key, u.fingerprint, u.order_id, u.answer
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::bytea[], $6::text[])
   AS u(caller, key, fingerprint, order_id, answer, digest)
 WHERE NOT EXISTS (SELECT 1 FROM idempotency_keys r WHERE r.caller = u.caller AND r.key = u.digest)
+ORDER BY u.caller, u.key
 ON CONFLICT DO NOTHING RETURNING caller, key
 """
 _KEYS = """

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from ironcart import __version__
 from ironcart.toolkit import settings, telemetry
 from ironcart.toolkit.broker import Broker, BrokerError
-from ironcart.toolkit.database import Database
+from ironcart.toolkit.database import STARTED_AT, Database
 from ironcart.toolkit.history import History, Outbox
 from ironcart.toolkit.http import Endpoint, Server, application, json_response, listen
 from ironcart.toolkit.http.routes import Answer, Call
@@ -143,6 +144,7 @@ class _Life:
             ("the database", self._check_database),
             ("the broker", self._broker.connect),
             ("a broker that syncs always", partial(check_sync, self._settings)),
+            ("a recovery that was cut short", self._finish_recovery),
             ("consumers as provisioned", partial(check_consumers, self._broker, self._service)),
             ("a history as long as the stream", self._check_history),
         ):
@@ -159,15 +161,28 @@ class _Life:
                     await asyncio.sleep(START_RETRY_S)
 
     async def _check_database(self) -> None:
-        await check_database(self._database, self._service)
+        await check_database(self._unguarded, self._service)
         self._state.database = True
 
     async def _check_history(self) -> None:
         """Come to know what was published and is not in the database, if it went back in time."""
+        started_at = await self._started_at()
         await self._recovery.run()
         await self._recovery.watch()
-        self._database.trust()
-        self._marks.trust()
+        self._trust(started_at)
+
+    async def _finish_recovery(self) -> None:
+        """One that was cut short may have left consumers missing that it alone makes again."""
+        await self._recovery.finish()
+
+    async def _started_at(self) -> datetime:
+        async with self._unguarded.acquire() as connection:
+            found: datetime = await connection.fetchval(STARTED_AT)
+        return found
+
+    def _trust(self, started_at: datetime) -> None:
+        self._database.trust(started_at)
+        self._marks.trust(started_at)
 
     async def _watch_database(self) -> None:
         while True:
@@ -180,13 +195,13 @@ class _Life:
     async def _compare_again(self) -> None:
         """A database that has started anew may be an older one: nothing goes on until we know."""
         try:
-            if await self._recovery.behind():
+            started_at = await self._started_at()
+            if await self._recovery.unfinished() or await self._recovery.behind():
                 raise Refused("the database has gone back in time: starting anew, to recover")
         except (Unavailable, BrokerError) as error:
             structlog.get_logger().warning("Cannot compare the history yet", error=str(error))
             return
-        self._database.trust()
-        self._marks.trust()
+        self._trust(started_at)
 
     async def _watch_recovery(self) -> None:
         recovering = True

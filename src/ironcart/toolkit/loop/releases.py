@@ -62,7 +62,6 @@ class Releases:
 
     async def step(self) -> bool:
         """Deal with what is due, once each; says whether there may be more."""
-        await self._keep_letters()
         row = await self._chassis.database.fetchrow(_MEASURE)
         assert row is not None
         telemetry.parked.set(row["parked"])
@@ -71,6 +70,7 @@ class Releases:
             return False
         due = await self._chassis.database.fetch(_DUE, DUE_MAX)
         dealt = [await self._deal_with(each["no"]) for each in due]
+        await self._keep_letters()
         return any(dealt)
 
     async def _deal_with(self, no: int) -> bool:
@@ -102,7 +102,9 @@ class Releases:
             message = read(parked.as_delivery(), subscription.kinds, subscription.aggregate_of)
             outcome = await self._handle(parked, message, transaction)
             if not isinstance(outcome, Done):
-                # Nothing was written for it.
+                # Nothing was written for it, nor is it known by now.
+                if parked.event_id is None:
+                    await history.withdraw(connection, [message.key])
                 await self._postpone(connection, no, outcome)
                 return False, None
             facts = [(fact, message.cause) for fact in outcome.emit]

@@ -29,6 +29,8 @@ class Scan:
         Raises `Unavailable` while that takes longer; the next call then goes on from there.
         """
         wanted_at = time.monotonic() - since_s
+        if self._reading.locked():
+            raise Unavailable("the gateway's intents are being read", READ_ON_AFTER_S)
         async with self._reading:
             until = time.monotonic() + READ_S_MAX
             while not self._complete or self._begun_at < wanted_at:

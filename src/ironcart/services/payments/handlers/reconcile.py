@@ -18,9 +18,12 @@ from ironcart.services.payments.store import Payment, ReconcilerStore, Store, Tu
 from ironcart.toolkit.database import Database, Transaction
 from ironcart.toolkit.history import Commit, History
 from ironcart.toolkit.jobs import Jobs
+from ironcart.toolkit.outcomes import Unavailable
+from ironcart.toolkit.resilience import BreakerOpen
 
 # An open intent may be about to be stored or used; one that is older is not.
 ORPHAN_AGE_S_MIN = 3_600
+ORPHAN_OPEN = "orphan_open"
 # Intents this much older than the watermark are read again: they may have changed late.
 LOOK_BACK_S = 2 * 3_600
 # A commit may become visible after a later one.
@@ -136,7 +139,8 @@ class _Comparison:
         for seen, order_id in named:
             self.done.compared += 1
             self.done.intents.add(seen.intent_id)
-            if seen.is_open:
+            # What is nobody's here may stay open for ever: it must not hold all turns to come.
+            if seen.is_open and order_id in rows:
                 self.done.watermark = min(self.done.watermark, seen.created)
             found = judge(seen, rows.get(order_id), self.turn.now - seen.created)
             if found is not None and await self._deal_with(found, seen, order_id):
@@ -174,7 +178,13 @@ class _Comparison:
     async def _deal_with(self, found: Finding, seen: Seen, order_id: str) -> bool:
         """Repair what was found; False when it is something else by now."""
         if found.repair == CANCEL:
-            reply = await self.gateway.cancel(seen.intent_id, self.turn.now)
+            try:
+                reply = await self.gateway.cancel(seen.intent_id, self.turn.now)
+            except BreakerOpen:
+                raise
+            except Unavailable:  # One that will not be cancelled must not end every turn here.
+                self._tell(ORPHAN_OPEN, order_id, seen.intent_id)
+                return False
             return not isinstance(reply, Succeeded)
         return found.repair == TELL or await self._write_down(found, seen, order_id)
 

@@ -48,7 +48,7 @@ async def before(url: str, owner: str, first_seq: int) -> int:
     """Count the events of a history that lie before a sequence of its stream."""
     database = patient(url, owner, "floors")
     try:
-        row = await database.fetchrow(_BEFORE, first_seq, list(OWNERS[owner][1].values()))
+        row = await database.fetchrow(BEFORE, first_seq, list(OWNERS[owner][1].values()))
     finally:
         await database.close()
     assert row is not None
@@ -68,7 +68,7 @@ _PUBLISHED = """
 SELECT max(coalesce(e.stream_seq, b.first_seq + e.batch_pos)) AS seq
 FROM batches b JOIN events e USING (batch_no) WHERE e.subject = ANY($1::text[])
 """
-_BEFORE = """
+BEFORE = """
 SELECT count(*) AS n FROM events e JOIN batches b USING (batch_no)
 WHERE coalesce(e.stream_seq, b.first_seq + e.batch_pos) < $1 AND e.subject = ANY($2::text[])
 """

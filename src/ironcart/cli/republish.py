@@ -12,7 +12,7 @@ import typer
 
 from ironcart.cli import address, provision, services
 from ironcart.cli.deadletters import connected
-from ironcart.cli.floors import floors, patient
+from ironcart.cli.floors import BEFORE, floors, patient
 from ironcart.events import OWNERS, STREAMS
 from ironcart.services.audit.handlers import lose
 from ironcart.toolkit import settings
@@ -177,7 +177,7 @@ async def _refill(broker: Broker, url: str, owner: str, stream: str, subjects: l
     held = await extent(broker, stream)
     async with _database(url, owner) as database:
         async with database.transaction() as connection:
-            count: int = await connection.fetchval(_LOST, held.first_seq, subjects)
+            count: int = await connection.fetchval(BEFORE, held.first_seq, subjects)
             await connection.execute(_UNMARK_EVENTS, held.first_seq, subjects)
             await connection.execute(_UNMARK_BATCHES, held.first_seq, subjects)
         outbox = Outbox(broker, database)
@@ -199,10 +199,6 @@ async def _database(url: str, schema: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-_LOST = """
-SELECT count(*) FROM events e JOIN batches b USING (batch_no)
-WHERE coalesce(e.stream_seq, b.first_seq + e.batch_pos) < $1 AND e.subject = ANY($2::text[])
-"""
 _UNMARK_EVENTS = """
 UPDATE events SET stream_seq = NULL WHERE stream_seq < $1 AND subject = ANY($2::text[])
 """

@@ -1,6 +1,5 @@
 """Payments over HTTP: see where the money of an order stands, give some back, hear the gateway."""
 
-import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from ironcart.services.payments.store import Payment, Store
 from ironcart.toolkit.database import Transaction
 from ironcart.toolkit.envelope import NAME_PATTERN, Name, encode_json
 from ironcart.toolkit.http import Endpoint, Operation, Parameter, Problem, json_response
+from ironcart.toolkit.http.keys import KEY_PATTERN, read_key
 from ironcart.toolkit.http.routes import Answer, Call, json_body, read_name, read_struct
 from ironcart.toolkit.jobs import Jobs
 from ironcart.toolkit.loop import Chassis
@@ -29,11 +29,6 @@ STATES = sorted({state for state, _ in TABLE})
 # While authentication is off, everybody is this caller.
 CALLER = "anonymous"
 RACES_MAX = 3
-KEY_CHARACTERS_MAX = 255
-KEY_PATTERN = (
-    rf'^("[\x20-\x21\x23-\x7e]{{1,{KEY_CHARACTERS_MAX}}}"|[\x21\x23-\x7e]'
-    rf"([\x20-\x7e]{{0,{KEY_CHARACTERS_MAX - 2}}}[\x21-\x7e])?)\Z"
-)
 
 
 class PaymentView(Struct, frozen=True):
@@ -143,19 +138,6 @@ class Api:
 
 def _written(payment: Payment) -> bytes:
     return encode_json(view(payment))
-
-
-def read_key(request: Call) -> str | None:
-    """Read Idempotency-Key, quoted or bare alike; None when there is none."""
-    given = request.headers.get("idempotency-key")
-    if given is None:
-        return None
-    given = given.strip(" \t")
-    if not re.match(KEY_PATTERN, given):
-        raise Problem(
-            400, f"Idempotency-Key must be 1 to {KEY_CHARACTERS_MAX} printable characters"
-        )
-    return given[1:-1] if given.startswith('"') else given
 
 
 def endpoints(api: Api) -> list[Endpoint]:

@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 from ironcart.events import CURRENCY_DEFAULT
-from ironcart.services.orders.api.headers import KEY_PATTERN, WAIT_S_MAX
+from ironcart.services.orders.api.headers import WAIT_S_MAX
 from ironcart.services.orders.api.routes import Api
 from ironcart.services.orders.api.views import OrderEvent, OrderPage, OrderView
 from ironcart.services.orders.handlers.accept import Accepted
@@ -11,6 +11,7 @@ from ironcart.services.orders.handlers.check import PostItem, PostOrder
 from ironcart.services.orders.handlers.table import STATUSES
 from ironcart.toolkit.envelope import NAME_PATTERN
 from ironcart.toolkit.http import Endpoint, Operation, Parameter
+from ironcart.toolkit.http.keys import KEY_PATTERN
 from ironcart.toolkit.http.routes import PAGING
 
 

@@ -10,7 +10,7 @@ from litestar.response import Stream
 
 from ironcart.services.orders.api.door import Door, Places
 from ironcart.services.orders.api.following import Changes, Follower
-from ironcart.services.orders.api.headers import read_key, read_wait_s
+from ironcart.services.orders.api.headers import read_wait_s
 from ironcart.services.orders.api.reads import Reads
 from ironcart.services.orders.api.views import OrderPage, Position, view
 from ironcart.services.orders.handlers.accept import Answer, KeyReused, Request, Unsealed
@@ -22,6 +22,7 @@ from ironcart.services.orders.store import Order
 from ironcart.toolkit.envelope import NAME_PATTERN
 from ironcart.toolkit.history import Cause
 from ironcart.toolkit.http import Fault, Problem, json_response
+from ironcart.toolkit.http.keys import read_key
 from ironcart.toolkit.http.problems import retry_after
 from ironcart.toolkit.http.routes import Answer as HttpAnswer
 from ironcart.toolkit.http.routes import (

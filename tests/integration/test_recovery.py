@@ -7,12 +7,14 @@ from datetime import datetime
 
 import pytest
 
-from heart_parts import Bench, Pong, answered, bench, kept, until, working
+from heart_parts import TRACE_ID, Bench, Pong, answered, bench, kept, until, working
 from ironcart.embedded.postgres import Postgres
+from ironcart.toolkit.broker import Outgoing, reader
 from ironcart.toolkit.database import STARTED_AT, Connection, Database, Transaction
+from ironcart.toolkit.envelope import seal
 from ironcart.toolkit.loop import Message
 from ironcart.toolkit.outcomes import Done, Fact, Outcome, Unavailable
-from ironcart.toolkit.recovery import Memory, OwnFact, Recovery
+from ironcart.toolkit.recovery import Fold, Memory, OwnFact, Recovery, recover
 
 KEPT = ("batches", "events", "inbox", "failures", "said")
 
@@ -45,7 +47,10 @@ class Restorable:
     """Beta with a table of its own, and a copy of everything as it was at one moment."""
 
     parts: Bench
-    recovery: Recovery
+
+    @property
+    def recovery(self) -> Recovery:
+        return self.folding(fold)
 
     async def ping(self, *names: str) -> None:
         before = len(await self.parts.pongs())
@@ -65,6 +70,21 @@ class Restorable:
             await self.parts.database.execute(f"TRUNCATE {table}")
             await self.parts.database.execute(f"INSERT INTO {table} TABLE old_{table}")
 
+    async def told(self, *places: tuple[str, int]) -> None:
+        """Publish Pongs of which the database knows nothing: names and versions."""
+        for name, version in places:
+            fact = Fact(name, version, Pong(name, version))
+            key, body = seal("beta", fact, trace_id=TRACE_ID, causation_id=None)
+            subject = self.parts.topology.subjects["Pong"]
+            await self.parts.send(Outgoing(str(key), subject, body, {}))
+
+    def folding(self, fold: Fold) -> Recovery:
+        """A recovery that folds in another way."""
+        topology, chassis = self.parts.topology, self.parts.chassis
+        memory = Memory(topology.pongs.name, {topology.subjects["Pong"]: Pong}, fold)
+        parts = chassis.history, self.parts.broker, self.parts.database
+        return Recovery(*parts, [topology.beta], memory)
+
     async def said(self) -> list[str]:
         rows = await self.parts.database.fetch("SELECT name FROM said ORDER BY name")
         return [row["name"] for row in rows]
@@ -74,12 +94,15 @@ class Restorable:
 async def beta(broker_url: str, database_url: str) -> AsyncIterator[Restorable]:
     async with bench(broker_url, database_url) as parts:
         await parts.database.execute("CREATE TABLE said (name text, n int, UNIQUE (name, n))")
-        topology = parts.topology
-        memory = Memory(topology.pongs.name, {topology.subjects["Pong"]: Pong}, fold)
-        recovery = Recovery(
-            parts.chassis.history, parts.broker, parts.database, [topology.beta], memory
-        )
-        yield Restorable(parts, recovery)
+        yield Restorable(parts)
+
+
+@pytest.fixture(params=["at once", "one by one"])
+def folded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts are read and folded all at once, or each by itself."""
+    if request.param == "one by one":
+        monkeypatch.setattr(recover, "FOLD_FACTS", 1)
+        monkeypatch.setattr(reader, "READ_MESSAGES_MAX", 1)
 
 
 async def test_what_was_told_after_the_backup_is_folded_back_and_nothing_is_told_again(
@@ -157,6 +180,70 @@ async def test_what_the_backup_thought_unpublished_is_marked_where_the_stream_ha
     assert await beta.recovery.run()
     assert [seq for _, seq in await beta.parts.sequences()] == [1, 2]
     assert await beta.parts.pongs() == told
+
+
+@pytest.mark.usefixtures("folded")
+async def test_an_aggregates_facts_are_folded_in_order_whatever_the_order_they_were_told_in(
+    beta: Restorable,
+) -> None:
+    seen: dict[str, list[int]] = {}
+
+    async def note(facts: Sequence[OwnFact], _: Connection) -> None:
+        for fact in facts:
+            seen.setdefault(fact.aggregate_id, []).append(fact.version)
+
+    # The second fact of d was never published.
+    await beta.told(("a", 2), ("b", 1), ("d", 3), ("a", 3), ("c", 1), ("d", 1), ("a", 1), ("c", 2))
+    assert await beta.folding(note).run()
+    assert seen == {"a": [1, 2, 3], "b": [1], "c": [1, 2], "d": [1, 3]}
+    # A rebuild reads them in the order of commit.
+    order = "SELECT version FROM events WHERE aggregate_id = $1 ORDER BY batch_no, batch_pos"
+    for name, versions in seen.items():
+        rows = await beta.parts.database.fetch(order, name)
+        assert [row["version"] for row in rows] == versions
+
+
+async def test_a_fact_that_waited_for_an_earlier_one_when_a_recovery_was_cut_short_is_not_forgotten(
+    beta: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "FOLD_FACTS", 1)
+    monkeypatch.setattr(recover, "LOOK_BACK_MESSAGES", 0)
+    monkeypatch.setattr(reader, "READ_MESSAGES_MAX", 1)
+    seen: list[tuple[str, int]] = []
+    ill = True
+
+    async def note(facts: Sequence[OwnFact], _: Connection) -> None:
+        if ill and any(fact.aggregate_id == "c" for fact in facts):
+            raise Unavailable("the database has gone away")
+        seen.extend((fact.aggregate_id, fact.version) for fact in facts)
+
+    await beta.told(("a", 2), ("b", 1), ("c", 1), ("a", 1))
+    recovery = beta.folding(note)
+    with pytest.raises(Unavailable):
+        await recovery.run()
+    assert seen == [("b", 1)]
+    ill = False
+    await recovery.finish()
+    assert seen == [("b", 1), ("c", 1), ("a", 1), ("a", 2)]
+
+
+@pytest.mark.usefixtures("folded")
+async def test_what_a_constraint_refuses_is_folded_together_with_what_makes_it_right(
+    beta: Restorable,
+) -> None:
+    database = beta.parts.database
+    await database.execute("CREATE TABLE shelf (units int CHECK (units >= 0))")
+    await database.execute("INSERT INTO shelf VALUES (0)")
+
+    async def count(facts: Sequence[OwnFact], connection: Connection) -> None:
+        units = sum(1 if fact.aggregate_id.startswith("in") else -1 for fact in facts)
+        await connection.execute("UPDATE shelf SET units = units + $1", units)
+
+    await beta.told(("out-1", 1), ("out-2", 1), ("in-1", 1), ("in-2", 1), ("in-3", 1))
+    assert await beta.folding(count).run()
+    row = await database.fetchrow("SELECT units FROM shelf")
+    assert row is not None
+    assert row["units"] == 1
 
 
 async def test_a_stream_that_is_shorter_than_the_history_is_not_written_to(

@@ -7,8 +7,9 @@ from verify_judge import examine, faults_of
 from verify_world import World, clean_world
 
 
-def _adjust(world: World, sku: str, delta: int) -> None:
-    world.emit("inventory", "StockAdjusted", sku, {"sku": sku, "delta": delta}, None)
+def _adjust(world: World, sku: str, delta: int, reason: str = "") -> None:
+    data = {"sku": sku, "delta": delta, "reason": reason}
+    world.emit("inventory", "StockAdjusted", sku, data, None)
     world.stock[sku][0] += delta
     world.audit = None
 
@@ -33,6 +34,28 @@ def test_a_shelf_that_was_oversold_only_for_a_while_is_seen(tmp_path: Path) -> N
     findings = examine(world, tmp_path)
 
     assert findings["I4"].faults.counts == {"oversold": 1}
+
+
+def test_units_whose_adjustment_was_lost_with_a_database_were_there_before(tmp_path: Path) -> None:
+    world = World()
+    world.fill("LOAD-0001", 1)
+    world.place(1)
+    _adjust(world, "LOAD-0001", 100, "recovered")
+
+    finding = examine(world, tmp_path)["I4"]
+
+    assert finding.ok
+    assert finding.figures["made good"] == 100
+
+
+def test_an_order_may_be_called_like_a_sku(tmp_path: Path) -> None:
+    world = World()
+    world.fill("ORD-1", 5)
+    world.fill("LOAD-0001", 5)
+    world.fill("LOAD-0002", 5)
+    world.place(1)
+
+    assert examine(world, tmp_path)["I5"].ok
 
 
 def test_a_release_that_reached_the_stream_late_is_not_oversold(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class Event:
     """One message of a stream; `valid` says that it is an event, `owned` that a service keeps it.
 
     `id` and `cause` are 16 bytes, empty when absent; `digest` is the SHA-256 of the body. What a
-    check needs of the data lies in `lines`, `money`, `delta`, `basket` or `notice`, by type.
+    check needs of the data lies in `lines`, `money`, `delta`, `basket` or `notice`, by type. What
+    is `made_good` says of stock what an adjustment that was lost with a database had said before.
     """
 
     stream: str
@@ -44,6 +45,7 @@ class Event:
     lines: Lines = ()
     money: Money | None = None
     delta: int = 0
+    made_good: bool = False
     basket: bytes = b""
     notice: str = ""
     owned: bool = False

@@ -16,6 +16,8 @@ TEXT_CHARACTERS_MAX = 128
 ID_BYTES = 16
 UUID_CHARACTERS = 36
 DIGITS_MAX = 24
+# Why stock was adjusted when a restored database proved that an adjustment had been lost.
+MADE_GOOD = "recovered"
 
 
 class MalformedError(ValueError):
@@ -144,6 +146,7 @@ def _read_data(event: Event, data: dict[str, Any]) -> None:
             if isinstance(data["delta"], bool) or not isinstance(data["delta"], int):
                 raise MalformedError("delta")
             event.delta = data["delta"]
+            event.made_good = data.get("reason") == MADE_GOOD
         case "RefundIssued":
             currency = data["currency"]
             event.money = (minor(data["amount"], currency), intern(currency))

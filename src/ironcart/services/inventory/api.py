@@ -108,7 +108,7 @@ class Api:
             on_hand = change(before.on_hand)
             if not before.reserved <= on_hand <= UNITS_MAX:
                 raise Problem(409, f"{before.reserved} are reserved, at most {UNITS_MAX} can be")
-            after, fact = adjust(before, on_hand, reason)
+            after, fact = adjust(before, on_hand, reason, await store.told_of_order(sku))
             commit = None
             if fact is not None:
                 await store.put_shelf(after)

@@ -82,6 +82,7 @@ class Ledger:
         self._currency = currency
         self._known = dict(reservations)
         self._available = {sku: shelf.available for sku, shelf in shelves.items()}
+        self._versions = {sku: shelf.version for sku, shelf in shelves.items()}
         self.added: dict[str, Reservation] = {}
         self.changed: dict[str, Reservation] = {}
         self.changes: dict[str, Change] = {}
@@ -107,9 +108,10 @@ class Ledger:
         lines = lines_of(order.items or ())
         short = shortages(lines, self._available)
         state = "rejected" if short else "reserved"
-        self._keep(Reservation(order.order_id, state, lines, 1))
+        version = self._version_after(order.order_id, 0)
+        self._keep(Reservation(order.order_id, state, lines, version))
         if short:
-            return Done((Fact(order.order_id, 1, StockRejected(order.order_id, short)),))
+            return Done((Fact(order.order_id, version, StockRejected(order.order_id, short)),))
         for line in lines:
             self._move(line.sku, reserved=line.quantity)
             self._available[line.sku] -= line.quantity
@@ -122,18 +124,23 @@ class Ledger:
             order.payment_method,
             order.contact,
         )
-        return Done((Fact(order.order_id, 1, reserved),))
+        return Done((Fact(order.order_id, version, reserved),))
 
     def _settle(self, known: Reservation, state: str) -> Outcome:
         for line in known.lines:
             gone = line.quantity if state == "committed" else 0
             self._move(line.sku, on_hand=-gone, reserved=-line.quantity)
             # Freed units are promised again from the next batch on, when they are committed.
-        settled = replace(known, state=state, version=known.version + 1)
+        version = self._version_after(known.order_id, known.version)
+        settled = replace(known, state=state, version=version)
         self._keep(settled)
         kind = StockCommitted if state == "committed" else StockReleased
         fact = Fact(known.order_id, settled.version, kind(known.order_id, known.lines))
         return Done((fact,))
+
+    def _version_after(self, order_id: str, version: int) -> int:
+        """An order and a SKU that are called alike are one aggregate, and share its versions."""
+        return 1 + max(version, self._versions.get(order_id, 0))
 
     def _keep(self, reservation: Reservation) -> None:
         order_id = reservation.order_id
@@ -151,12 +158,13 @@ async def deal_with_orders(
 ) -> Sequence[Outcome]:
     """Reserve, commit and release for a batch, in arrival order: five statements, however long."""
     store = Store(transaction.connection)
-    known = await store.reservations({message.envelope.aggregate_id for message in batch})
+    order_ids = {message.envelope.aggregate_id for message in batch}
+    known = await store.reservations(order_ids)
     skus = {line.sku for each in known.values() if each.state == "reserved" for line in each.lines}
     for message in batch:
         if isinstance(message.data, OrderCreated):
             skus |= {item.sku for item in message.data.items or ()}
-    ledger = Ledger(known, await store.shelves(skus) if skus else {}, currency)
+    ledger = Ledger(known, await store.shelves(skus | order_ids), currency)
     outcomes = [ledger.deal_with(m.envelope.aggregate_id, m.data) for m in batch]
     if ledger.added:
         await store.add(list(ledger.added.values()))
@@ -167,10 +175,16 @@ async def deal_with_orders(
     return outcomes
 
 
-def adjust(shelf: Shelf, on_hand: int, reason: str) -> tuple[Shelf, Fact | None]:
-    """Set what is on hand; no fact when nothing changes. The caller has checked the bounds."""
+def adjust(
+    shelf: Shelf, on_hand: int, reason: str, told_of_order: int
+) -> tuple[Shelf, Fact | None]:
+    """Set what is on hand; no fact when nothing changes. The caller has checked the bounds.
+
+    `told_of_order` is the last version of an order that is called like the SKU: they share them.
+    """
     if on_hand == shelf.on_hand:
         return shelf, None
-    adjusted = replace(shelf, on_hand=on_hand, version=shelf.version + 1)
+    version = 1 + max(shelf.version, told_of_order)
+    adjusted = replace(shelf, on_hand=on_hand, version=version)
     data = StockAdjusted(shelf.sku, on_hand - shelf.on_hand, reason)
     return adjusted, Fact(shelf.sku, adjusted.version, data)

@@ -44,6 +44,10 @@ class Change:
     on_hand: int = 0
     reserved: int = 0
 
+    def __add__(self, other: "Change") -> "Change":
+        """Both of them."""
+        return Change(self.on_hand + other.on_hand, self.reserved + other.reserved)
+
 
 class Store:
     """Speaks through one open transaction."""
@@ -113,6 +117,16 @@ class Store:
         )
         return (await self.shelves([sku]))[sku]
 
+    async def told_of_order(self, order_id: str) -> int:
+        """The version of what was told last of an order, 0 when there is nothing.
+
+        Whoever holds the lock of the SKU of that name sees the last one.
+        """
+        version: int | None = await self._connection.fetchval(
+            "SELECT version FROM reservations WHERE order_id = $1", order_id
+        )
+        return version or 0
+
     async def put_shelf(self, shelf: Shelf) -> None:
         """Keep one locked SKU as it now is."""
         await self._connection.execute(
@@ -121,6 +135,34 @@ class Store:
             shelf.on_hand,
             shelf.version,
         )
+
+    async def fold_in(self, changes: Mapping[str, Change], versions: Mapping[str, int]) -> None:
+        """Move units as facts say, of SKUs that exist from now on; what is lacking is owed.
+
+        The order in which facts are folded in does not matter: what was owed is paid first.
+        """
+        skus = sorted({*changes, *versions})
+        await self._connection.execute(
+            "INSERT INTO stock (sku, on_hand) SELECT sku, 0 FROM unnest($1::text[]) AS sku"
+            " ON CONFLICT DO NOTHING",
+            skus,
+        )
+        moved = [changes.get(sku, Change()) for sku in skus]
+        await self._connection.execute(
+            _FOLD_IN,
+            skus,
+            [change.on_hand for change in moved],
+            [change.reserved for change in moved],
+            [versions.get(sku, 0) for sku in skus],
+        )
+
+    async def pay_what_is_owed(self) -> list[tuple[str, int, int]]:
+        """Owe nothing more; returns `(SKU, next version, units)` for what was owed, in order.
+
+        The units are on hand already. Safe to repeat.
+        """
+        rows = await self._connection.fetch(_PAY_WHAT_IS_OWED)
+        return sorted((row["sku"], row["version"], row["owed"]) for row in rows)
 
     async def shelf(self, sku: str) -> Shelf | None:
         """Read one SKU as it is."""
@@ -138,6 +180,26 @@ class Store:
             limit,
         )
         return [Shelf(*row) for row in rows]
+
+
+_FOLD_IN = """
+UPDATE stock s SET on_hand = greatest(t.on_hand, t.reserved), reserved = t.reserved,
+  owed = greatest(t.reserved - t.on_hand, 0), version = greatest(s.version, t.version),
+  updated_at = now()
+FROM (SELECT sku, b.on_hand - b.owed + u.on_hand AS on_hand, b.reserved + u.reserved AS reserved,
+             u.version
+      FROM stock b JOIN unnest($1::text[], $2::bigint[], $3::bigint[], $4::int[])
+        AS u(sku, on_hand, reserved, version) USING (sku)) AS t
+WHERE s.sku = t.sku
+"""
+_PAY_WHAT_IS_OWED = """
+WITH due AS (
+  SELECT sku, owed, 1 + greatest(version, (SELECT version FROM reservations
+                                           WHERE order_id = sku)) AS version
+  FROM stock WHERE owed > 0 FOR UPDATE)
+UPDATE stock s SET owed = 0, version = due.version, updated_at = now()
+FROM due WHERE s.sku = due.sku RETURNING due.sku, due.version, due.owed
+"""
 
 
 def _columns(reservations: Sequence[Reservation]) -> tuple[list[object], ...]:

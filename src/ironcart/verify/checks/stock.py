@@ -19,8 +19,15 @@ class Replay:
 
 
 def replay(events: Iterable[Event]) -> Replay:
-    """Apply stock events one after the other, looking at every SKU touched after each."""
+    """Apply stock events one after the other, looking at every SKU touched after each.
+
+    Units whose adjustment was lost with a database were there before what was promised of them.
+    """
+    events = list(events)
     result = Replay()
+    for event in events:
+        if event.made_good:
+            result.on_hand[event.aggregate] += event.delta
     for event in events:
         for sku, hand, held in _changes(event):
             result.on_hand[sku] += hand
@@ -67,6 +74,7 @@ def stock(facts: Facts) -> Finding:
             "on hand": seen.on_hand.total(),
             "reserved": seen.reserved.total(),
             "sold": seen.sold.total(),
+            "made good": sum(event.delta for event in events if event.made_good),
             "prefixes out of order": len(overtaken),
         },
         faults,
@@ -77,7 +85,7 @@ def _changes(event: Event) -> Iterator[tuple[str, int, int]]:
     """Yield (SKU, change on hand, change reserved)."""
     match event.type:
         case "StockAdjusted":
-            yield event.aggregate, event.delta, 0
+            yield event.aggregate, 0 if event.made_good else event.delta, 0
         case "StockReserved":
             yield from ((sku, 0, quantity) for sku, quantity in event.lines)
         case "StockCommitted":

@@ -1,29 +1,22 @@
-"""Recovery: what a service does when its database is older than what it has already told.
+"""Compares a database with what was told, folds what it lacks, and starts its consumers over."""
 
-A database may be restored to an earlier moment, or fail over to a copy that lacks the last commits.
-What was published after that moment is still true, so it is read from the stream and folded into
-the tables, never decided again; then the consumers start over, and the inbox absorbs what the
-database still knows. Until all of that is caught up the history is `recovering`.
-"""
-
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 import msgspec
 import structlog
-from msgspec import Struct
 
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.broker import Broker, BrokerError
 from ironcart.toolkit.broker.provisioning import CONSUMER_NOT_FOUND, ensure
 from ironcart.toolkit.broker.reader import Extent, Stored, extent, read
 from ironcart.toolkit.database import Connection, Database
-from ironcart.toolkit.envelope import Envelope, decode, decode_data, event_id
-from ironcart.toolkit.history import History, Recorded
+from ironcart.toolkit.envelope import decode, event_id
+from ironcart.toolkit.history import Cause, History
 from ironcart.toolkit.outcomes import Poison, Unavailable
+from ironcart.toolkit.recovery.memory import SEEN_BY_INBOX, Memory, OwnFact, in_order, own_fact
 from ironcart.toolkit.topology import Durable
 
 # Enough of the newest commits to hold the one that was published last.
@@ -36,59 +29,6 @@ FOLD_FACTS = 20_000
 FLOOR_MESSAGES = 500
 # Any number does, as long as it is ours alone.
 LOCK_SPACE = 0x1204CA28
-
-
-SEEN_BY_INBOX = """
-SELECT 1 FROM inbox WHERE event_id = $1
-UNION ALL SELECT 1 FROM failures WHERE stream = $2 AND stream_seq = $3
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnFact:
-    """One fact as it was published; `data` is the struct of its type."""
-
-    aggregate_id: str
-    version: int
-    data: Any
-    envelope: Envelope
-    recorded: Recorded
-    stream_seq: int
-
-
-Fold = Callable[[Sequence[OwnFact], Connection], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What of a table follows from the history: a query with `{schema}`.
-
-    `unsettled` is a condition on live rows, with `{schema}` too, that are between two facts and
-    cannot be compared yet.
-    """
-
-    table: str
-    query: str
-    unsettled: str = "false"
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """How a service's tables follow from its own published facts.
-
-    `fold` applies facts in order to the tables, and never decides; one that the tables already show
-    is not given to it. `adopts` are the types of others' facts that this history takes in as
-    version 1. `after_fold` runs once at the end of a recovery's folding. `seen` is a query that
-    finds the trace of a message which was dealt with: $1 its key, $2 its stream, $3 its sequence.
-    """
-
-    stream: str
-    kinds: Mapping[str, type[Struct]]
-    fold: Fold
-    compared: Sequence[Compared] = ()
-    adopts: frozenset[str] = frozenset()
-    after_fold: Callable[[Connection], Awaitable[None]] | None = None
-    seen: str = SEEN_BY_INBOX
 
 
 class Recovery:
@@ -122,7 +62,7 @@ class Recovery:
             log.error("The database is older than what was published: recovering")
             await self._database.execute(_BEGIN)
             await self._database.execute(_VOID_LEASES)
-            folded = await self._fold()
+            folded = await self._fold(again=row is not None)
             until = await self._rewind()
             await self._database.execute(_REWOUND, folded, msgspec.json.encode(until).decode())
             log.warning("Folded what was published since", events=folded)
@@ -229,33 +169,48 @@ class Recovery:
             return True  # It was set aside, or kept as it is: nothing was decided on it.
         return await self._database.fetchrow(seen, key, stream, message.seq) is not None
 
-    async def _fold(self) -> int:
-        """Fold what is lacking into the tables, in order; returns how many facts that were."""
+    async def _fold(self, *, again: bool) -> int:
+        """Fold what is lacking into the tables, in order; returns how many facts that were.
+
+        Of what was begun before nobody knows any more which facts were left waiting, nor where.
+        """
         if (memory := self._memory) is None or not memory.kinds:
             return 0
         known, held = await self._published(memory)
         folded = 0
         waiting: list[OwnFact] = []
-        first = max(1, known + 1 - LOOK_BACK_MESSAGES, held.first_seq)
+        first = held.first_seq if again else max(known + 1 - LOOK_BACK_MESSAGES, held.first_seq)
+        enough = FOLD_FACTS
         async for chunk in read(self._broker, memory.stream, first, held.last_seq):
             waiting += self._read(memory, chunk)
-            if len(waiting) < FOLD_FACTS and chunk[-1].seq < held.last_seq:
-                continue
-            try:
-                folded += await self._fold_these(memory, waiting)
-            except asyncpg.CheckViolationError:
-                # What makes it right was published later: take more of it at once.
-                if chunk[-1].seq >= held.last_seq:
-                    raise
-            else:
-                waiting = []
+            if len(waiting) >= enough:
+                count, waiting = await self._fold_what_is_whole(memory, waiting)
+                folded, enough = folded + count, len(waiting) + FOLD_FACTS
+        folded += await self._fold_these(memory, waiting)
         if memory.after_fold is not None:
+            trace_id = secrets.token_hex(16)
+            cause = Cause(trace_id, telemetry.context({}, trace_id))
             async with self._database.transaction() as connection:
-                await memory.after_fold(connection)
+                facts = await memory.after_fold(connection) or ()
+                await self._history.record(connection, [(fact, cause) for fact in facts])
         return folded
 
+    async def _fold_what_is_whole(
+        self, memory: Memory, facts: list[OwnFact]
+    ) -> tuple[int, list[OwnFact]]:
+        """Fold what lacks nothing that came before it; returns how many, and what has to wait."""
+        here = {(fact.aggregate_id, fact.version) for fact in facts}
+        before = {(name, version - 1) for name, version in here if version > 1} - here
+        early = {name for name, _ in before - await self._there(before)}
+        whole = [fact for fact in facts if fact.aggregate_id not in early]
+        try:
+            count = await self._fold_these(memory, whole)
+        except asyncpg.CheckViolationError:
+            return 0, facts  # What makes it right was published later: take more of it at once.
+        return count, [fact for fact in facts if fact.aggregate_id in early]
+
     async def _fold_these(self, memory: Memory, facts: Sequence[OwnFact]) -> int:
-        lacking = await self._lacking(facts)
+        lacking = in_order(await self._lacking(facts))
         async with self._database.transaction() as connection:
             if lacking:
                 recorded = [fact.recorded for fact in lacking]
@@ -266,17 +221,20 @@ class Recovery:
         return len(lacking)
 
     async def _lacking(self, facts: Sequence[OwnFact]) -> list[OwnFact]:
-        if not facts:
-            return []
-        rows = await self._database.fetch(
-            _THERE, [fact.aggregate_id for fact in facts], [fact.version for fact in facts]
-        )
-        there = {(row["aggregate_id"], row["version"]) for row in rows}
+        there = await self._there([(fact.aggregate_id, fact.version) for fact in facts])
         lacking: dict[tuple[str, int], OwnFact] = {}
         for fact in facts:
             if (place := (fact.aggregate_id, fact.version)) not in there:
                 lacking.setdefault(place, fact)
         return list(lacking.values())
+
+    async def _there(self, places: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Which of these aggregates' versions the history has."""
+        if not places:
+            return set()
+        names, versions = zip(*places, strict=True)
+        rows = await self._database.fetch(_THERE, names, versions)
+        return {(row["aggregate_id"], row["version"]) for row in rows}
 
     async def _mark(self, connection: Connection, facts: Sequence[OwnFact]) -> None:
         """Note where the stream has what we thought unpublished, so that it is not sent again."""
@@ -325,26 +283,6 @@ class Recovery:
 def _reads(durable: Durable, subject: str) -> bool:
     wide = (each.rstrip(">*") for each in durable.subjects if each[-1] in ">*")
     return subject in durable.subjects or subject.startswith(tuple(wide))
-
-
-def own_fact(
-    kinds: Mapping[str, type[Struct]], subject: str, body: bytes, stream_seq: int
-) -> OwnFact | None:
-    """Read a fact back, by the kinds of its stream; None when it is no fact of theirs."""
-    kind = kinds.get(subject)
-    if kind is None:
-        return None
-    try:
-        envelope = decode(body)
-        data = decode_data(envelope, {kind.__name__: kind})
-    except Poison:
-        return None
-    version = envelope.version if isinstance(envelope.version, int) else 1
-    context = telemetry.context({}, envelope.trace_id)
-    recorded = Recorded(
-        envelope.key, envelope.aggregate_id, version, envelope.type, subject, context, body
-    )
-    return OwnFact(envelope.aggregate_id, version, data, envelope, recorded, stream_seq)
 
 
 _TRY_LOCK = "SELECT pg_try_advisory_lock($1, hashtext($2))"

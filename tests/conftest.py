@@ -2,11 +2,7 @@
 
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,11 +14,7 @@ from ironcart.embedded.nats_server import NatsServer
 from ironcart.embedded.placement import forget
 from ironcart.embedded.ports import free_port
 from ironcart.embedded.postgres import Postgres
-from shopping import Shop, System, seven_free_ports
-
-UP = (sys.executable, "-m", "ironcart.cli", "up")
-READY_WITHIN_S = 90.0
-STOPPED_WITHIN_S = 45.0
+from shopping import Shop, System, running_system
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -107,25 +99,8 @@ async def database_url(postgres: Postgres, postgres_url: str) -> AsyncIterator[s
 @pytest.fixture(scope="session")
 def system() -> Iterator[System]:
     """The session's system; a test that breaks it for good starts its own."""
-    top = Path(tempfile.mkdtemp(prefix="ironcart-e2e-", dir="/var/tmp"))
-    top.chmod(0o755)
-    folder, output = top / "data", top / "up.out"
-    with output.open("wb") as out:
-        process = subprocess.Popen(
-            (*UP, "--data", str(folder), "--port", str(seven_free_ports())),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    deadline = time.monotonic() + READY_WITHIN_S
-    while not (folder / "run.json").exists():
-        assert process.poll() is None, output.read_text()
-        assert time.monotonic() < deadline, output.read_text()
-        time.sleep(0.05)
-    yield System(folder)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(STOPPED_WITHIN_S) == 0, output.read_text()
-    forget(folder)
-    shutil.rmtree(top)
+    with running_system("e2e") as found:
+        yield found
 
 
 @pytest.fixture

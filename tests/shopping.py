@@ -4,18 +4,29 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from ironcart.embedded.ports import free_port, is_free
+from ironcart.embedded.placement import forget
+from ironcart.embedded.ports import HTTP_ORDER, free_port, is_free
 
+UP = (sys.executable, "-m", "ironcart.cli", "up")
+# Ten times what a quiet machine takes; below what a test may take, so that the output is shown.
+READY_WITHIN_S = 150.0
+# What `up` promises.
+STOPPED_WITHIN_S = 45.0
+# Longer than the longest, a `verify` that waits in vain for quiet.
+COMMAND_ENDS_WITHIN_S = 150.0
 SOON_S = 30.0
 ENDED = ("confirmed", "rejected", "cancelled")
 
@@ -47,7 +58,7 @@ class System:
             self.command(*arguments),
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=COMMAND_ENDS_WITHIN_S,
             check=False,
         )
 
@@ -154,8 +165,40 @@ async def until(met: Callable[[], Awaitable[bool]], within_s: float = SOON_S) ->
         await asyncio.sleep(0.05)
 
 
-def seven_free_ports() -> int:
+def free_ports() -> int:
+    """The first of as many free ports in a row as `up` takes."""
     while True:
         first = free_port()
-        if all(is_free(port) for port in range(first, first + 7)):
+        if all(is_free(port) for port in range(first, first + len(HTTP_ORDER))):
             return first
+
+
+@contextmanager
+def running_system(name: str, *options: str) -> Iterator[System]:
+    """Run `up` on a folder of its own; at the end it has to stop cleanly, in time.
+
+    Nothing of it is left then, except the folder of one that failed.
+    """
+    top = Path(tempfile.mkdtemp(prefix=f"ironcart-{name}-", dir="/var/tmp"))
+    top.chmod(0o755)
+    folder, output = top / "data", top / "up.out"
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            [*UP, "--data", str(folder), "--port", str(free_ports()), *options],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not (folder / "run.json").exists():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            time.sleep(0.05)
+        yield System(folder)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOPPED_WITHIN_S) == 0, output.read_text()
+    finally:
+        process.kill()  # Its children die with it.
+        process.wait()
+    forget(folder)
+    shutil.rmtree(top)

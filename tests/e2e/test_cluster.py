@@ -2,57 +2,32 @@
 
 import asyncio
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from ironcart.embedded.placement import forget
 from ironcart.events import STREAMS
 from ironcart.toolkit.broker import Broker
-from shopping import System, seven_free_ports, until
+from shopping import System, running_system, until
 
 NODES = 3
-READY_WITHIN_S = 90.0
-STOPPED_WITHIN_S = 45.0
-BACK_WITHIN_S = 40.0
+BACK_WITHIN_S = 90.0
+# A busy machine takes ten times the half minute of a quiet one.
+LIMIT_S = 480.0
 
 
 @pytest.fixture
 def clustered() -> Iterator[System]:
     """A system of this test's own, with three broker nodes."""
-    top = Path(tempfile.mkdtemp(prefix="ironcart-cluster-", dir="/var/tmp"))
-    top.chmod(0o755)
-    folder, output = top / "data", top / "up.out"
-    port = str(seven_free_ports())
-    options = ("--data", str(folder), "--port", port, "--nats-nodes", str(NODES))
-    with output.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ironcart.cli", "up", *options],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    deadline = time.monotonic() + READY_WITHIN_S
-    while not (folder / "run.json").exists():
-        assert process.poll() is None, output.read_text()
-        assert time.monotonic() < deadline, output.read_text()
-        time.sleep(0.05)
-    yield System(folder)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(STOPPED_WITHIN_S) == 0, output.read_text()
-    forget(folder)
-    shutil.rmtree(top)
+    with running_system("cluster", "--nats-nodes", str(NODES)) as found:
+        yield found
 
 
+@pytest.mark.timeout(LIMIT_S)
 async def test_the_leader_of_orders_may_be_killed_under_load(clustered: System) -> None:
     nats = clustered.run["nats"]
     assert [len(nats[key]) for key in ("urls", "pids", "stores", "monitor_urls")] == [NODES] * 4

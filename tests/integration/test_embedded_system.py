@@ -11,10 +11,11 @@ import pytest
 
 from ironcart.embedded.folder import claim
 from ironcart.embedded.placement import forget
-from ironcart.embedded.ports import SERVICES, free_port, is_free
+from ironcart.embedded.ports import SERVICES
 from ironcart.embedded.process import CannotStart
 from ironcart.embedded.supervisor import Part
 from ironcart.embedded.system import System
+from shopping import free_ports
 
 
 @pytest.fixture
@@ -25,14 +26,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def system(folder: Path, environ: Mapping[str, str], nats_nodes: int | None = None) -> System:
-    while True:
-        first = free_port()
-        if all(is_free(port) for port in range(first, first + 7)):
-            lock = claim(folder)
-            os.close(lock)
-            return System(
-                folder, first_port=first, environ=environ, lock=lock, nats_nodes=nats_nodes
-            )
+    lock = claim(folder)
+    os.close(lock)
+    return System(
+        folder, first_port=free_ports(), environ=environ, lock=lock, nats_nodes=nats_nodes
+    )
 
 
 def test_only_a_services_own_address_can_send_it_elsewhere(folder: Path) -> None:

@@ -2,21 +2,31 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import NamedTuple
 
 from models.explorer import explore
 from models.saga.story import Saga
 from models.saga.tables import INVENTORY, ORDERS, PAYMENTS, Effect, Entry, Tables, tables
 
 
+class AsItIs(NamedTuple):
+    """What there is to be seen of the tables as they are."""
+
+    used: frozenset[Entry]  # By some interleaving, a repeat included.
+    ends: frozenset[str]
+
+
 @cache
+def as_it_is(*, by_http: bool) -> AsItIs:
+    """The tables as they are, over every interleaving."""
+    saga = Saga("as it is", by_http=by_http)
+    report = explore(saga)
+    return AsItIs(frozenset(saga.used), frozenset(report.ends))
+
+
 def reached() -> frozenset[Entry]:
     """Entries that some interleaving uses, a repeat included."""
-    used: set[Entry] = set()
-    for by_http in (True, False):
-        saga = Saga("as it is", by_http=by_http)
-        explore(saga)
-        used |= saga.used
-    return frozenset(used)
+    return as_it_is(by_http=True).used | as_it_is(by_http=False).used
 
 
 def active() -> list[Entry]:
@@ -27,6 +37,8 @@ def active() -> list[Entry]:
 def caught(over: Tables) -> str | None:
     """What a change breaks, or which end it makes impossible; None when nobody notices."""
     for by_http in (True, False):
+        if as_it_is(by_http=by_http).used.isdisjoint(over):
+            continue  # Nothing that happens then is changed.
         report = explore(Saga("changed", by_http=by_http, over=over), first_only=True)
         if report.broken:
             return next(iter(report.broken))
@@ -35,10 +47,9 @@ def caught(over: Tables) -> str | None:
     return None
 
 
-@cache
 def ends(*, by_http: bool) -> frozenset[str]:
     """Every end that an order can come to."""
-    return frozenset(explore(Saga("as it is", by_http=by_http)).ends)
+    return as_it_is(by_http=by_http).ends
 
 
 def ignored() -> Iterator[tuple[Entry, Tables]]:

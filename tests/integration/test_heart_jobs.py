@@ -1,6 +1,7 @@
 """Jobs on a real database: leased, called outside any transaction, settled under their lease."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from heart_jobs import Errands, add, at_work, no_jobs, rows, scheduler
 from heart_parts import Bench, bench, until
 from ironcart.toolkit import jobs as jobs_module
-from ironcart.toolkit.database import Transaction
+from ironcart.toolkit import leases
+from ironcart.toolkit.database import Database, Transaction
 from ironcart.toolkit.outcomes import Unavailable
 
 
@@ -185,3 +187,54 @@ async def test_a_wait_that_the_other_side_asked_for_is_kept_and_counted(parts: B
     assert row["lease"] is None
     assert row["error"] == "too many requests"
     assert 990 < row["wait"].total_seconds() <= 1_000
+
+
+async def test_jobs_are_postponed_in_the_order_in_which_others_lock_them(
+    parts: Bench, database_url: str
+) -> None:
+    lease, keys = uuid.uuid4(), [f"k-{n:02}" for n in range(20)]
+    await parts.database.execute(
+        "INSERT INTO jobs SELECT key, now(), $2 FROM unnest($1::text[]) AS key", keys[::-1], lease
+    )
+    # What is a plan for many rows: it reads the jobs in any order.
+    session = {"enable_nestloop": "off", "enable_mergejoin": "off", "enable_seqscan": "on"}
+    many = Database(database_url, "beta", "test", session=session)
+    no_time = [lease] * 20, [""] * 20, [0.0] * 20, [1] * 20
+    async with parts.database.transaction() as connection:
+        await connection.execute("SELECT FROM jobs WHERE key = $1 FOR UPDATE", keys[0])
+        postponing = asyncio.create_task(many.execute(leases.POSTPONE, keys, *no_time))
+
+        async def waits() -> bool:
+            row = await parts.database.fetchrow(
+                "SELECT 1 FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            return row is not None
+
+        await until(waits)
+        free = await parts.database.fetch("SELECT key FROM jobs FOR UPDATE SKIP LOCKED")
+    await postponing
+    await many.close()
+
+    assert len(free) == len(keys) - 1
+    assert await parts.count("jobs", "attempts = 1 AND lease IS NULL") == len(keys)
+
+
+async def test_jobs_are_counted_more_seldom_than_they_are_leased(
+    parts: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Errands()
+    found = scheduler(parts, work)
+    counted: list[str] = []
+    fetchrow = parts.database.fetchrow
+
+    async def noted(statement: str, *arguments: Any) -> Any:
+        counted.append(statement)
+        return await fetchrow(statement, *arguments)
+
+    monkeypatch.setattr(parts.database, "fetchrow", noted)
+    async with at_work(found):
+        for key in ("a", "b", "c", "d"):
+            await add(parts, found, key)
+            await until(no_jobs(parts))
+    assert counted.count(leases.MEASURE) == 1

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 from notifications_audit_parts import until
-from payments_parts import cancelled, fresh_database, network, new_order, paid, reserved, till
+from payments_parts import (
+    cancelled,
+    fresh_database,
+    held_up,
+    network,
+    new_order,
+    paid,
+    reserved,
+    till,
+)
 from sandbox_parts import call, fault, heal, running_sandbox
 
 from ironcart.embedded.postgres import Postgres
@@ -68,10 +77,7 @@ async def test_a_fault_and_expired_keys_lead_to_one_capture(
 async def test_a_confirmation_that_arrives_after_its_time_out_takes_nothing_more(
     payments_url: str, sandbox: SandboxServer
 ) -> None:
-    async with network(sandbox) as way, till(payments_url, sandbox, base=way.url) as payments:
-        order_id = new_order()
-        way.hold("/confirm")
-        await payments.deliver(reserved(order_id))
+    async with held_up(payments_url, sandbox, "/confirm") as (way, payments, order_id):
         await payments.ended(order_id)
         await expire_keys(sandbox)
         await way.release()
@@ -82,10 +88,7 @@ async def test_a_confirmation_that_arrives_after_its_time_out_takes_nothing_more
 async def test_a_creation_that_arrives_after_its_time_out_leaves_an_orphan_for_the_reconciler(
     payments_url: str, sandbox: SandboxServer
 ) -> None:
-    async with network(sandbox) as way, till(payments_url, sandbox, base=way.url) as payments:
-        order_id = new_order()
-        way.hold("/v1/payment_intents")
-        await payments.deliver(reserved(order_id))
+    async with held_up(payments_url, sandbox, "/v1/payment_intents") as (way, payments, order_id):
         await payments.ended(order_id)
         await expire_keys(sandbox)
         await way.release()
@@ -106,15 +109,8 @@ async def test_a_creation_that_arrives_after_its_time_out_leaves_an_orphan_for_t
 async def test_a_cancellation_against_a_confirmation_in_flight_keeps_no_money(
     payments_url: str, sandbox: SandboxServer
 ) -> None:
-    async with network(sandbox) as way, till(payments_url, sandbox, base=way.url) as payments:
-        order_id = new_order()
-        way.hold("/confirm")
-        await payments.deliver(reserved(order_id))
-
-        async def in_flight() -> bool:
-            return bool(way.held)
-
-        await until(in_flight)
+    async with held_up(payments_url, sandbox, "/confirm") as (way, payments, order_id):
+        await way.caught()
         await payments.deliver(cancelled(order_id))
         await way.release()  # It arrives before the cancel of the intent does.
         payment = await payments.ended(order_id)
@@ -196,8 +192,7 @@ async def test_a_payment_that_the_database_has_forgotten_is_found_at_the_gateway
             generation=7,
             attempts=0,
         )
-        for table, column in (("payments", "order_id"), ("events", "aggregate_id")):
-            await payments.database.execute(f"DELETE FROM {table} WHERE {column} = $1", paid_before)
+        await payments.forget(paid_before)
         await payments.deliver(reserved(paid_before), reserved(open_before), recovering=True)
         found, opened = await payments.ended(paid_before), await payments.ended(open_before)
 
@@ -215,8 +210,7 @@ async def test_a_cancellation_of_an_order_that_the_database_has_forgotten_gives_
         forgotten, unheard_of = new_order(), new_order()
         await payments.deliver(reserved(forgotten))
         await payments.ended(forgotten)
-        for table, column in (("payments", "order_id"), ("events", "aggregate_id")):
-            await payments.database.execute(f"DELETE FROM {table} WHERE {column} = $1", forgotten)
+        await payments.forget(forgotten)
         await payments.deliver(cancelled(forgotten), cancelled(unheard_of), recovering=True)
         await payments.ended(forgotten)
         await payments.ended(unheard_of)
@@ -229,15 +223,8 @@ async def test_a_cancellation_of_an_order_that_the_database_has_forgotten_gives_
 async def test_a_charge_marked_after_a_restore_is_swept_before_anything_is_sent(
     payments_url: str, sandbox: SandboxServer
 ) -> None:
-    async with network(sandbox) as way, till(payments_url, sandbox, base=way.url) as payments:
-        order_id = new_order()
-        way.hold("/confirm")
-        await payments.deliver(reserved(order_id))
-
-        async def in_flight() -> bool:
-            return bool(way.held)
-
-        await until(in_flight)
+    async with held_up(payments_url, sandbox, "/confirm") as (way, payments, order_id):
+        await way.caught()
         before = (await payments.payment(order_id)).intent_id
         # The row as an older database has it: no intent yet; the confirmation arrives meanwhile.
         await payments.database.execute(

@@ -47,6 +47,7 @@ class Server:
     def drop(self, connection: "SimulatedConnection") -> None:
         """Break a connection; what it had begun is rolled back."""
         connection.broken = True
+        self.tables.holders.pop(connection, None)
         if self.holder is connection:
             self.release(connection, keep=False)
 
@@ -117,6 +118,7 @@ class SimulatedConnection:
         done = False
         try:
             self._check()
+            self._server.tables.session = self
             rows = answer(self._server.tables, statement, arguments)
             self._world.say(
                 f"{self._server.name}: {' '.join(statement.split())[:70]}", self.process
@@ -161,6 +163,10 @@ class SimulatedConnection:
             self._world.note("COMMIT whose answer was lost")
             self.broken = True
         await self._travel(0.0)
+
+    def terminate(self) -> None:
+        """Close it at once."""
+        self._server.drop(self)
 
     async def _travel(self, loss: float) -> None:
         self._check()

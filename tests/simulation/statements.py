@@ -33,6 +33,9 @@ class Tables:
         self.now, self.note = clock, note
         self.rows: dict[str, dict[Any, Row]] = {name: {} for name in self.NAMES}
         self.batch_no = 0  # A sequence: a rollback does not give its numbers back.
+        # What sessions show that they live, and the session that a statement runs in.
+        self.holders: dict[object, str] = {}
+        self.session: object = None
 
     def snapshot(self) -> "Tables":
         """What there is now."""
@@ -285,6 +288,37 @@ def _measure_jobs(t: Tables) -> list[Row]:
     oldest_s = now - min((row["created_at"] for row in rows), default=now)
     due = sum(row["due_at"] <= now for row in rows)
     return [{"open": len(rows), "due": due, "oldest_s": oldest_s}]
+
+
+def _holder(row: Row) -> str | None:
+    return str(row["lease"])[:8] if row["lease"] and row["lease"].version == 8 else None
+
+
+@answers_to(leases.LIVE)
+def _live(t: Tables, _: int, number: int) -> list[Row]:
+    t.holders[t.session] = number.to_bytes(4, "big", signed=True).hex()
+    return [{"locked": True}]
+
+
+@answers_to(leases.HOLDERS)
+def _holders(t: Tables) -> list[Row]:
+    rows = [row for row in t.rows["jobs"].values() if row["due_at"] > t.now()]
+    return [{"holder": each} for each in sorted({h for h in map(_holder, rows) if h})]
+
+
+@answers_to(leases.LIVING)
+def _living(t: Tables, _: int) -> list[Row]:
+    return [{"holder": holder} for holder in t.holders.values()]
+
+
+@answers_to(leases.DUE_AT_ONCE)
+def _due_at_once(t: Tables, dead: Sequence[str]) -> list[Row]:
+    rows = t.rows["jobs"].values()
+    found = [row["key"] for row in rows if row["due_at"] > t.now() and _holder(row) in dead]
+    for key in found:
+        t.note("lease of the dead ended")
+        t.change("jobs", key, due_at=t.now())
+    return [{"key": key} for key in found]
 
 
 @answers_to("DELETE FROM jobs WHERE key = ANY($1::text[])")

@@ -103,6 +103,21 @@ def refusal(code: str) -> Exception:
     return error
 
 
+async def test_a_refund_made_again_has_a_key_of_its_own_and_a_look_before_it() -> None:
+    fake = Stripe()
+    fake.refunds = [{"status": "failed", "amount": 2_000}]
+    gateway = gateway_on(fake)
+    await gateway.refund("pi_1", 2_000, 0)
+    fake.refunds = [{"status": "failed", "amount": 2_000}]
+    await gateway.refund("pi_1", 2_000, 0, again=True)
+    fake.refunds = [{"status": "failed", "amount": 2_000}] * 2
+    await gateway.refund("pi_1", 2_000, 0, again=True)
+    fake.refunds = [{"status": "pending", "amount": 2_000}]
+    await gateway.refund("pi_1", 2_000, 0, again=True)
+
+    assert len(set(fake.keys)) == len(fake.keys) == 3
+
+
 async def refund(fake: Stripe, asked_s: float = 0.0, refund_id: str = "a") -> OperatorRefunded:
     reply = await gateway_on(fake).refund_part("pi_1", refund_id, 300, asked_s)
     assert isinstance(reply, OperatorRefunded)
@@ -176,6 +191,34 @@ async def test_a_reading_is_shared_goes_on_after_an_outage_and_is_renewed_for_la
     assert began == ["", "pi_2", ""]
 
 
+async def test_a_reading_that_nobody_asks_for_any_more_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def intents(_since: int, after: str) -> AsyncIterator[list[Seen]]:
+        yield [PAID]
+        if len(reading._by_order) < 2 and not after:
+            raise Unavailable("an outage")
+
+    reading = scan.Scan(intents)
+    with pytest.raises(Unavailable):
+        await reading.of("ORD-1", 60.0)
+    reading.forget()
+    assert reading._by_order  # It is only interrupted.
+    monkeypatch.setattr(scan, "KEPT_UNUSED_S", 0.0)
+    reading.forget()
+    assert not reading._by_order
+
+    reading._intents = _one_page
+    assert await reading.of("ORD-1", 60.0) == [PAID]
+    reading.forget()
+    assert not reading._by_order
+    assert await reading.of("ORD-1", 60.0) == [PAID]
+
+
+async def _one_page(_since: int, _after: str) -> AsyncIterator[list[Seen]]:
+    yield [PAID]
+
+
 PAID = Seen("pi_1", "ORD-1", "succeeded", 2_000, 2_000, 0, "EUR", "pm_card_visa", 0)
 OPEN = replace(PAID, status="requires_confirmation", captured_minor=0)
 GONE = replace(OPEN, status="canceled")
@@ -230,13 +273,14 @@ def test_what_the_two_ledgers_say_of_an_intent(
     assert (None if found is None else f"{found.kind} {found.repair}") == kind
 
 
-def test_less_given_back_than_we_told_is_for_a_person() -> None:
-    found = judge(PAID, replace(ROW, refunded_minor=500), 0)
-    back = judge(PAID, replace(ROW, state="refunded", refunded_minor=2_000), 0)
+def test_less_given_back_than_we_told_is_for_a_person_unless_all_was_to_go_back() -> None:
+    part = judge(PAID, replace(ROW, refunded_minor=500), 0)
+    whole = judge(PAID, replace(ROW, state="refunded", refunded_minor=2_000), 0)
 
-    assert found == back
-    assert found is not None
-    assert (found.kind, found.repair) == ("refund_differs", "tell")
+    assert part is not None
+    assert whole is not None
+    assert (part.kind, part.repair) == ("refund_differs", "tell")
+    assert (whole.kind, whole.repair) == ("refund_differs", "follow")
 
 
 def test_a_refund_keeps_its_id_when_the_database_forgets_its_key() -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -135,6 +135,45 @@ def test_looking_changes_nothing_about_any_other_state(state: str) -> None:
 
     assert learn(row, Found(seen(refunded_minor=2_000))) == (row, None)
     assert learn(row, Found(None)) == (row, None)
+
+
+def test_money_that_was_to_go_back_and_did_not_is_sent_again_and_told_once() -> None:
+    row, returned = learn(payment("refunding"), Refunded())
+    failed, nothing = learn(replace(row, looking=True), Found(seen(refunded_minor=0)))
+    again, nothing_more = learn(failed, Refunded())
+
+    assert told(returned) == ("PaymentRefunded", 2_000)
+    assert (failed.state, failed.refunded_minor, failed.looking) == ("refunding", 0, False)
+    assert (again.state, again.refunded_minor, again.version) == ("refunded", 2_000, row.version)
+    assert again == row
+    assert (nothing, nothing_more) == (None, None)
+
+
+def test_an_intent_that_is_not_ours_says_nothing_of_what_went_back() -> None:
+    row = payment("refunded", refunded_minor=2_000)
+
+    assert learn(row, Found(seen(intent_id="pi_2"))) == (row, None)
+
+
+def test_a_refund_of_what_operators_have_given_back_already_is_told_all_the_same() -> None:
+    row, fact = learn(payment("refunding", refunded_minor=2_000), Refunded())
+
+    assert (row.state, told(fact)) == ("refunded", ("PaymentRefunded", 0))
+
+
+async def test_a_refund_that_failed_is_made_again_as_another_one() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Till:
+        async def refund(self, *_: Any, **how: Any) -> Refunded:
+            asked.append(how)
+            return Refunded()
+
+    work = Charging(cast("Any", Till()), Told(lambda _row, _age_s: None, lambda *_: None))
+    await work.call(payment("refunding"), 0)
+    await work.call(payment("refunding", refunding_minor=2_000), 0)
+
+    assert [each["again"] for each in asked] == [False, True]
 
 
 def test_a_swept_order_takes_on_what_was_captured_or_begins_anew() -> None:

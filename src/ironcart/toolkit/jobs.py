@@ -3,7 +3,8 @@
 A handler adds a job in its transaction, already leased to its own process, and the message is
 acked. The scheduler makes one call at a time for each job, outside any transaction, and settles it
 in a second one, if the lease still holds. A job whose call came to nothing is due again later; one
-whose process died is leased by another when the lease has run out, by the database's clock.
+whose process died is leased by another within seconds, and one whose process hangs when the lease
+has run out, by the database's clock.
 """
 
 import asyncio
@@ -34,6 +35,9 @@ CALLS_IN_FLIGHT_MAX = 128
 LEASE_BATCH_MAX = 500
 SETTLE_BATCH_MAX = 200
 POLL_S = 0.5
+MEASURE_EVERY_S = 5.0
+# Measuring counts every job: it takes at most a hundredth of the time, however many there are.
+REST_FOR_EACH_MEASURE = 99.0
 SETTLE_AGAIN_S = 0.5
 ERROR_CHARACTERS_MAX = 500
 RACES_MAX = 5
@@ -112,6 +116,8 @@ class Jobs(Generic[P, R]):
         self._in_hand: asyncio.Queue[_Job[P]] = asyncio.Queue()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._holder = leases.Holder(database, self._hurry.set)
+        self._measure_at = 0.0
         self._settling: Collector[tuple[_Job[P], R], None] = Collector(
             self._settle, batch_max=SETTLE_BATCH_MAX, linger_s_max=LINGER_S_MAX
         )
@@ -128,7 +134,7 @@ class Jobs(Generic[P, R]):
 
         A key that has an open job is left as it is.
         """
-        lease = uuid.uuid4()
+        lease = self._holder.lease()
         keys = list(payloads)
         open_for_calls = self._closed_for_s() <= 0 and not self._stopping.is_set()
         leased = keys[: max(0, self._room)] if open_for_calls else []
@@ -177,8 +183,8 @@ class Jobs(Generic[P, R]):
     async def run(self) -> None:
         """Make calls until stopped."""
         async with asyncio.TaskGroup() as group:
-            both = (self._settling, self._postponing)
-            background = [group.create_task(each.run()) for each in both]
+            beside = (self._holder, self._settling, self._postponing)
+            background = [group.create_task(each.run()) for each in beside]
             over = self._stopping.is_set
             calling = (unending(self._caller, over) for _ in range(self._calls_max))
             callers = [group.create_task(each) for each in calling]
@@ -209,7 +215,7 @@ class Jobs(Generic[P, R]):
                         await self._hurry.wait()
 
     async def _lease(self, count_max: int) -> int:
-        lease = uuid.uuid4()
+        lease = self._holder.lease()
         leased_at = time.monotonic()
         async with self._database.transaction() as connection:
             rows = await connection.fetch(self._lease_sql, count_max, LEASE_S, lease)
@@ -357,11 +363,16 @@ class Jobs(Generic[P, R]):
         return commit, again
 
     async def _measure(self) -> None:
+        began = time.monotonic()
+        if began < self._measure_at:
+            return
         row = await self._database.fetchrow(leases.MEASURE)
         assert row is not None
         telemetry.jobs_open.set(row["open"])
         telemetry.jobs_due.set(row["due"])
         telemetry.jobs_oldest.set(row["oldest_s"])
+        ended = time.monotonic()
+        self._measure_at = ended + max(MEASURE_EVERY_S, (ended - began) * REST_FOR_EACH_MEASURE)
 
 
 _WAKE: Any = _Job("", uuid.UUID(int=0), None)

@@ -24,7 +24,7 @@ from ironcart.services.payments.fold import MEMORY
 from ironcart.services.payments.gateway import Gateway, Reply
 from ironcart.services.payments.handlers import Charging, take_orders
 from ironcart.services.payments.handlers.charging import Told
-from ironcart.services.payments.handlers.reconcile import Books, reconcile
+from ironcart.services.payments.handlers.reconcile import TURN_S_MAX, Books, reconcile
 from ironcart.services.payments.store import Payment, ReconcilerStore
 from ironcart.toolkit.breakers import SharedBreaker
 from ironcart.toolkit.jobs import Jobs
@@ -40,8 +40,6 @@ INVENTORY = durable(NAME, "INVENTORY", (StockReserved,))
 ENDED = ("succeeded", "failed", "voided", "refunded")
 # How often a replica asks whether it is its turn to reconcile.
 TURN_EVERY_S = 30.0
-# When a replica dies over it, another one takes the turn after this.
-TURN_S_MAX = 900.0
 BETWEEN_CALLS_S = 0.05
 
 seconds = Histogram(
@@ -90,6 +88,7 @@ class Reconciling:
                 await self.take_turn()
             except Unavailable as error:
                 structlog.get_logger().warning("Cannot reconcile", error=str(error))
+            self._gateway.forget()
             await self._pause(min(TURN_EVERY_S, self._every_s))
 
     async def take_turn(self) -> None:

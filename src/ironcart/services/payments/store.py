@@ -13,8 +13,9 @@ from ironcart.toolkit.outcomes import LostRace
 class Payment:
     """The money of one order: where it stands, and what led there.
 
-    `refunding_minor` is what an operator's refund under way will give back. While `recovering`,
-    the gateway may know intents of this order that we have forgotten; while `looking`, it has news.
+    `refunding_minor` is what an operator's refund under way will give back, or, without a
+    `refund_id`, what is sent back again after it was told to be. While `recovering`, the gateway
+    may know intents of this order that we have forgotten; while `looking`, it has news.
     """
 
     order_id: str
@@ -193,11 +194,17 @@ class RefundStore:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How far the ledgers are compared: intents by creation (unix seconds), events by batch."""
+    """How far the ledgers are compared: intents by creation (unix seconds), events by batch.
+
+    One that was cut short goes on below the intent `after`; nothing before `open_from` (unix
+    seconds) is left open by what it has compared.
+    """
 
     watermark: int
     batch_no: int
     now: int
+    after: str = ""
+    open_from: int | None = None
 
 
 class ReconcilerStore:
@@ -212,7 +219,8 @@ class ReconcilerStore:
             "UPDATE reconciler SET claimed_until = now() + make_interval(secs => $2)"
             " WHERE (finished_at IS NULL OR finished_at + make_interval(secs => $1) <= now())"
             " AND (claimed_until IS NULL OR claimed_until <= now())"
-            " RETURNING watermark, batch_no, extract(epoch FROM now())::bigint AS now",
+            " RETURNING watermark, batch_no, extract(epoch FROM now())::bigint AS now,"
+            " coalesce(page_after, '') AS page_after, open_from",
             every_s,
             hold_s,
         )
@@ -224,11 +232,22 @@ class ReconcilerStore:
             "UPDATE reconciler SET claimed_until = now() + make_interval(secs => $1)", after_s
         )
 
+    async def advance(self, after: str, open_from: int, batch_no: int, hold_s: float) -> None:
+        """Note how far a turn has come, and keep it."""
+        await self._connection.execute(
+            "UPDATE reconciler SET page_after = $1, open_from = $2, batch_no = $3,"
+            " claimed_until = now() + make_interval(secs => $4)",
+            after,
+            open_from,
+            batch_no,
+            hold_s,
+        )
+
     async def finish(self, watermark: int, batch_no: int) -> None:
         """Note how far everything is accounted for."""
         await self._connection.execute(
             "UPDATE reconciler SET watermark = $1, batch_no = $2, finished_at = now(),"
-            " claimed_until = NULL",
+            " claimed_until = NULL, page_after = NULL, open_from = NULL",
             watermark,
             batch_no,
         )

@@ -46,6 +46,7 @@ class Gateway:
     def __init__(self, api_key: str, api_base: str, breaker: Breaker) -> None:
         self._client = Client(api_key, api_base, breaker)
         self._scan = Scan(self.intents)
+        self.forget = self._scan.forget
         self.close = self._client.close
 
     async def create(
@@ -109,15 +110,20 @@ class Gateway:
             raise Unavailable(f"intent {intent_id} would not be cancelled")
         return reply
 
-    async def refund(self, intent_id: str, amount_minor: int, attempts: int) -> Reply:
+    async def refund(
+        self, intent_id: str, amount_minor: int, attempts: int, *, again: bool = False
+    ) -> Reply:
         """Give the money of an intent back, all that is left of it; looks before every repeat.
 
-        No amount is sent, so that a repeat finds nothing left whatever became of its key.
+        No amount is sent, so that a repeat finds nothing left whatever became of its key. `again`:
+        an earlier one was accepted and has failed since; the gateway may still keep that answer.
         """
-        if attempts and await self._refunded_minor(intent_id) >= amount_minor:
+        key = f"refund:{intent_id}:rest:{attempts}"
+        if (attempts or again) and await self._refunded_minor(intent_id) >= amount_minor:
             return Refunded()
+        if again:
+            key = f"refund:{intent_id}:again:{await self._refunds_over(intent_id)}:{attempts}"
         try:
-            key = f"refund:{intent_id}:rest:{attempts}"
             refund = await self._post(REFUNDS, key, payment_intent=intent_id)
         except stripe.InvalidRequestError as error:
             if await self._refunded_minor(intent_id) < amount_minor:
@@ -215,6 +221,13 @@ class Gateway:
 
     async def _refunded_minor(self, intent_id: str) -> int:
         return (await self._find_refund(intent_id, ""))[1]
+
+    async def _refunds_over(self, intent_id: str) -> int:
+        """Count the refunds that came to nothing."""
+        pages = self._client.pages(REFUNDS, payment_intent=intent_id)
+        return sum(
+            [refund["status"] not in REFUND_GOING async for page in pages for refund in page]
+        )
 
     async def _post(self, path: str, key: str, **params: Any) -> Object:
         try:

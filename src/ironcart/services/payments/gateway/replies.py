@@ -62,6 +62,11 @@ class Seen:
         """Whether it could still take money."""
         return self.status not in ("succeeded", "canceled")
 
+    @property
+    def owed_minor(self) -> int:
+        """What would have to go back for nothing to be kept."""
+        return max(0, self.captured_minor - self.refunded_minor)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:

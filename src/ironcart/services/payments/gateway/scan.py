@@ -11,6 +11,8 @@ from ironcart.toolkit.outcomes import Unavailable
 # Well below the time that a call may take: the next one goes on where this one ended.
 READ_S_MAX = 15.0
 READ_ON_AFTER_S = 0.1
+# Whoever recovers asks again and again; after this nobody does, and the memory is given back.
+KEPT_UNUSED_S = 600.0
 
 
 class Scan:
@@ -21,6 +23,7 @@ class Scan:
         self._by_order: defaultdict[str, list[Seen]] = defaultdict(list)
         self._last, self._complete = "", True
         self._begun_at = float("-inf")
+        self._used_at = float("-inf")
         self._reading = asyncio.Lock()
 
     async def of(self, order_id: str, since_s: float) -> list[Seen]:
@@ -32,6 +35,7 @@ class Scan:
         if self._reading.locked():
             raise Unavailable("the gateway's intents are being read", READ_ON_AFTER_S)
         async with self._reading:
+            self._used_at = time.monotonic()
             until = time.monotonic() + READ_S_MAX
             while not self._complete or self._begun_at < wanted_at:
                 if self._complete:
@@ -40,6 +44,13 @@ class Scan:
                     self._begun_at = time.monotonic()
                 await self._read_on(until)
         return self._by_order.get(order_id, [])
+
+    def forget(self) -> None:
+        """Give the memory back when nobody has asked for a while; to be called now and then."""
+        if self._reading.locked() or time.monotonic() - self._used_at < KEPT_UNUSED_S:
+            return
+        self._by_order.clear()
+        self._complete, self._begun_at = True, float("-inf")
 
     async def _read_on(self, until: float) -> None:
         async for page in self._intents(0, self._last):

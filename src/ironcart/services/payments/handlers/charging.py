@@ -25,6 +25,7 @@ from ironcart.toolkit.telemetry import context
 PAUSE = Backoff(attempts_max=2**31, first_s=0.5, max_s=60.0)
 LATE_CAPTURE = "late_capture"
 REFUND_REFUSED = "refund_refused"
+REFUND_FAILED = "refund_failed"
 UNKNOWN_INTENT = "unknown_intent"
 
 
@@ -72,7 +73,10 @@ class Charging:
         match payload.state:
             case "refunding":
                 assert payload.amount_minor
-                return await self.gateway.refund(intent_id, payload.amount_minor, attempts)
+                again = payload.refunding_minor is not None
+                return await self.gateway.refund(
+                    intent_id, payload.amount_minor, attempts, again=again
+                )
             case "op_refunding" | "op_then_refund":
                 assert payload.refund_id
                 assert payload.refunding_minor
@@ -130,6 +134,8 @@ class Charging:
         intent_id = after.intent_id or ""
         if before.state in ("failed", "voided") and after.state == "refunding":
             self.told.finding(LATE_CAPTURE, after.order_id, intent_id)
+        if before.state == "refunded" and after.state == "refunding":
+            self.told.finding(REFUND_FAILED, after.order_id, intent_id)
         if isinstance(reply, OperatorRefunded) and reply.refused:
             self.told.finding(REFUND_REFUSED, after.order_id, intent_id)
         if isinstance(reply, Found) and reply.seen is None:

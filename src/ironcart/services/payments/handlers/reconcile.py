@@ -29,6 +29,8 @@ LOOK_BACK_S = 2 * 3_600
 # A commit may become visible after a later one.
 BATCHES_AGAIN = 1_000
 ROWS_MAX = 200
+# When a replica dies over its turn, another one takes it after this; a page takes much less.
+TURN_S_MAX = 300.0
 PAID = ("succeeded", "refunding", "refunded", "op_refunding", "op_then_refund")
 CANCEL, FOLLOW, SWEEP, TELL = "cancel", "follow", "sweep", "tell"
 
@@ -63,7 +65,7 @@ def _judge_capture(seen: Seen, payment: Payment) -> Finding | None:
         case "failed" | "voided" if seen.refunded_minor < seen.captured_minor:
             return Finding(LATE_CAPTURE, FOLLOW)
         case "succeeded" | "refunded" if extra_minor:
-            follow = payment.state == "succeeded" and extra_minor > 0
+            follow = (extra_minor > 0) == (payment.state == "succeeded")
             return Finding("refund_differs", FOLLOW if follow else TELL)
     return None
 
@@ -90,10 +92,14 @@ class Books:
 
 @dataclass(slots=True)
 class Reconciled:
-    """What a comparison came to; nothing before `watermark` (unix seconds) is left open."""
+    """What a comparison came to; nothing before `watermark` (unix seconds) is left open.
+
+    `after` is the last intent of those that the gateway lists, newest first, that it has come to.
+    """
 
     watermark: int
     batch_no: int
+    after: str = ""
     compared: int = 0
     findings: int = 0
     intents: set[str] = field(default_factory=set)
@@ -109,11 +115,16 @@ async def reconcile(
 ) -> Reconciled:
     """Compare everything since the last turn, both ways, pausing by `gently` between calls.
 
-    Safe to repeat, also by several at once. Raises `Unavailable` when it could not finish.
+    Safe to repeat, also by several at once. Raises `Unavailable` when it could not finish: the
+    turn then goes on from the page it had come to.
     """
-    comparison = _Comparison(gateway, books, turn, Reconciled(turn.now, turn.batch_no))
-    async for page in gateway.intents(max(0, turn.watermark - LOOK_BACK_S)):
+    open_from = turn.now if turn.open_from is None else turn.open_from
+    done = Reconciled(open_from, turn.batch_no, turn.after)
+    comparison = _Comparison(gateway, books, turn, done)
+    async for page in gateway.intents(max(0, turn.watermark - LOOK_BACK_S), turn.after):
         await comparison.compare(page)
+        done.after = page[-1].intent_id if page else done.after
+        await comparison.note()
         await gently()
     async for payment in comparison.settled():
         if payment.intent_id is not None and payment.intent_id not in comparison.done.intents:
@@ -146,6 +157,13 @@ class _Comparison:
             if found is not None and await self._deal_with(found, seen, order_id):
                 self._tell(found.kind, order_id, seen.intent_id)
 
+    async def note(self) -> None:
+        """Keep the turn, and how far it has come."""
+        done = self.done
+        async with self.books.database.acquire() as connection:
+            store = ReconcilerStore(connection)
+            await store.advance(done.after, done.watermark, done.batch_no, TURN_S_MAX)
+
     async def settled(self) -> AsyncIterator[Payment]:
         """Read our rows that have settled since the last turn."""
         at = (self.turn.batch_no - BATCHES_AGAIN, 0)
@@ -156,10 +174,11 @@ class _Comparison:
             if not told:
                 return
             at = told[-1][0]
-            self.done.batch_no = max(self.done.batch_no, at[0])
             for payment in rows.values():
                 if payment.state in ("succeeded", "refunded"):
                     yield payment
+            self.done.batch_no = max(self.done.batch_no, at[0])
+            await self.note()
 
     async def look(self, payment: Payment, intent_id: str) -> None:
         """Compare a row whose intent the gateway has not listed."""

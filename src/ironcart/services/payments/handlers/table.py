@@ -90,7 +90,8 @@ def step(payment: Payment, event: Any) -> tuple[Payment, Fact | None]:
         case Canceled() if after == "charging":
             moved = replace(moved, intent_id=None, generation=payment.generation + 1)
         case Refunded() if after == "refunded":
-            moved = replace(moved, refunded_minor=payment.amount_minor or 0)
+            refunded_minor = payment.amount_minor or 0
+            moved = replace(moved, refunded_minor=refunded_minor, refunding_minor=None)
         case OperatorRefundAsked() if after == "op_refunding":
             moved = replace(moved, refund_id=event.refund_id, refunding_minor=event.amount_minor)
         case OperatorRefunded() if after != payment.state:
@@ -140,6 +141,11 @@ def _found(payment: Payment, seen: Seen | None) -> tuple[Payment, Fact | None]:
     if payment.state == "succeeded" and payment.intent_id == seen.intent_id and issued:
         moved = replace(payment, refunded_minor=seen.refunded_minor)
         return _tell(moved, _told(payment, moved))
+    if payment.state == "refunded" and payment.intent_id == seen.intent_id and seen.owed_minor:
+        # What was told to be on its way back has failed since: make it again, and tell nothing.
+        owed, returned = seen.owed_minor, seen.refunded_minor
+        again = replace(payment, state="refunding", refunding_minor=owed, refunded_minor=returned)
+        return again, None
     return payment, None
 
 
@@ -175,7 +181,7 @@ def _told(before: Payment, after: Payment) -> Any:
         case "closing", "failed":
             code = after.decline_code or ""
             data = PaymentFailed(order_id, amount, currency, reference, code)
-        case "refunding", "refunded":
+        case "refunding", "refunded" if before.refunding_minor is None:
             data = PaymentRefunded(order_id, given_back, currency, reference)
         case ("op_refunding" | "succeeded", "succeeded") | ("op_then_refund", "refunding"):
             data = RefundIssued(order_id, given_back, currency, reference) if given_back else None

@@ -116,6 +116,11 @@ class Till:
         taken = [charge for charge in charges if charge["captured"]]
         return len(taken), sum(charge["refunded"] for charge in taken)
 
+    async def forget(self, order_id: str) -> None:
+        """Lose an order, as a database that is restored to an earlier moment does."""
+        for table, column in (("payments", "order_id"), ("events", "aggregate_id")):
+            await self.database.execute(f"DELETE FROM {table} WHERE {column} = $1", order_id)
+
     async def ask(
         self, method: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, Any]:
@@ -215,6 +220,14 @@ class Network:
 
         self.holding = take
 
+    async def caught(self) -> None:
+        """Wait until a request is held."""
+
+        async def holds() -> bool:
+            return bool(self.held)
+
+        await until(holds)
+
     async def release(self) -> None:
         """Let what was held arrive, one after the other; nobody hears the answers."""
         for arrive in self.held:
@@ -260,6 +273,18 @@ async def network(sandbox: SandboxServer) -> AsyncIterator[Network]:
         yield found
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def held_up(
+    database_url: str, sandbox: SandboxServer, part: str
+) -> AsyncIterator[tuple[Network, Till, str]]:
+    """Payments at work on one new order, whose first request to this part of the way is held."""
+    async with network(sandbox) as way, till(database_url, sandbox, base=way.url) as payments:
+        order_id = new_order()
+        way.hold(part)
+        await payments.deliver(reserved(order_id))
+        yield way, payments, order_id
 
 
 def _plain(headers: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The puller on a real broker: never more than its slots, and it goes on after every fault."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ import pytest
 from heart_parts import Topology, bench, consumer_is_gone, until
 from ironcart.embedded.nats_server import NatsServer
 from ironcart.toolkit.broker import Broker, Delivery, Puller, publish
+from ironcart.toolkit.broker import puller as pullers
 from ironcart.toolkit.broker.puller import ACK
 from ironcart.toolkit.outcomes import Refused
 
@@ -181,3 +183,40 @@ async def test_draining_delivers_what_was_asked_for_and_nothing_again(broker_url
         assert found == {"num_pending": 1, "num_ack_pending": 0, "num_redelivered": 0}
         async with pulling(broker, topology) as another:
             assert await take_until(another, 6) == [6]
+
+
+async def test_a_drain_takes_in_what_is_here_and_unread_although_the_broker_seemed_silent(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(broker_url) as (broker, topology):
+        puller = Puller(broker, topology.pings.name, "beta", slots=SLOTS)
+        task = asyncio.create_task(puller.run())
+        await fill(broker, topology, count=1)
+        await settle(puller, await puller.take(1))
+
+        async def deliver() -> None:
+            other = Broker(broker_url, "alpha")
+            await other.connect()
+            await fill(other, topology, first=2, count=4)
+            await until(lambda: _delivered(other, topology, 5))
+            await other.close()
+
+        # A process that gets no time: nothing of what has come is read, and no heartbeat is seen.
+        monkeypatch.setattr(pullers, "HEARTBEATS_MISSED_MAX", 0)
+        starving = threading.Thread(target=lambda: asyncio.run(deliver()))
+        starving.start()
+        starving.join()
+        puller.stop()
+        seen = []
+        while batch := await puller.take(SLOTS):
+            seen += [each.stream_seq for each in batch]
+            await settle(puller, batch)
+        await task
+
+        assert seen == [2, 3, 4, 5]
+        assert (await state(broker, topology))["num_ack_pending"] == 0
+
+
+async def _delivered(broker: Broker, topology: Topology, count: int) -> bool:
+    info = await broker.api(f"CONSUMER.INFO.{topology.pings.name}.beta")
+    return bool(info["delivered"]["consumer_seq"] == count)

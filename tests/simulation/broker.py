@@ -261,6 +261,8 @@ class JetStream:
         if subject.startswith("$JS.ACK."):
             _, _, stream, name, _, seq, *_ = subject.split(".")
             self.consumers[stream, name].settle(int(seq), message.data)
+        elif subject == "PING":
+            client.receive(Msg(message.reply, to=message.reply))
         elif subject.startswith("$JS.API.CONSUMER.MSG.NEXT."):
             _, stream, name = subject.rsplit(".", 2)
             request = json.loads(message.data)

@@ -81,6 +81,7 @@ class SimulatedClient:
         self._buffered: list[Msg] = []
         self.is_connected, self.is_closed = server.up, False
         self.stats = {"reconnects": 0}
+        self.is_draining_pubs, self._flush_queue = False, None
         self._out = Wire(world, lambda message: server.take(self, message))
         self._in = Wire(world, self._arrived)
         server.clients.append(self)
@@ -152,6 +153,17 @@ class SimulatedClient:
         else:
             self._buffered.append(message)
 
+    async def _send_command(self, commands: bytes) -> None:
+        """Send what was put together by `toolkit.broker.wire`."""
+        while commands:
+            line, _, commands = commands.partition(b"\r\n")
+            verb, subject, *sizes = line.decode().split()
+            size, head_size = int(sizes[-1]), int(sizes[0]) if verb == "HPUB" else 0
+            _, *lines = commands[:head_size].decode().strip().split("\r\n")
+            headers = dict(each.split(": ", 1) for each in lines) if verb == "HPUB" else None
+            await self.publish(subject, commands[head_size:size], headers=headers)
+            commands = commands[size + 2 :]
+
     async def request(
         self,
         subject: str,
@@ -174,6 +186,10 @@ class SimulatedClient:
             raise NatsTimeoutError from error
         finally:
             self._answers.pop(inbox, None)
+
+    async def flush(self, timeout: float) -> None:
+        """Wait until everything sent has arrived, and everything sent to us before that is here."""
+        await self.request("PING", timeout=timeout)
 
     async def close(self) -> None:
         """Send what is buffered, and go."""

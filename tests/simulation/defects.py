@@ -146,7 +146,8 @@ def drain_in_a_hurry() -> AbstractContextManager[Any]:
 
     def stop(self: Any) -> None:
         real(self)
-        self._asked = 0
+        for line in self._lines:
+            line.asked = 0
 
     return patch.object(Puller, "stop", stop)
 

@@ -4,19 +4,22 @@ import asyncio
 import getpass
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
 from ironcart.cli import address
-from ironcart.cli.repair import Row, Who, actions, behind, repairing, rows
+from ironcart.cli.repair import Row, Standing, Who, actions, behind, repairing, row_of, standing
 from ironcart.toolkit.broker import Broker
 from ironcart.toolkit.deadletters import DeadLetter, find, read
 from ironcart.toolkit.outcomes import Refused, Unavailable
 
 CONNECT_TIMEOUT_S = 5.0
 LISTED_DEFAULT = 100
+# So many are looked up at once.
+PAGE_LETTERS = 100
 REPLAYS_A_SECOND = 50.0
 UNRESOLVED = ("parked", "released")
 BODY_CHARACTERS_SHOWN_MAX = 4_000
@@ -55,28 +58,20 @@ def list_letters(
 ) -> None:
     """List dead letters that wait for a person, oldest first, a line each."""
 
-    async def gather(broker: Broker, databases: Databases) -> list[tuple[DeadLetter, str]]:
-        known = await rows(databases)
-        found: list[tuple[DeadLetter, str]] = []
-        async for letter in _distinct(broker):
-            row = known.get((letter.service, letter.stream, letter.stream_seq))
-            state = "parked" if row is None else row.state
-            waiting = f", {row.waiting} behind" if row is not None and row.waiting else ""
-            if service in ("", letter.service) and (everything or state in UNRESOLVED):
-                found.append((letter, state + waiting))
-            if len(found) == limit:
+    async def tell(broker: Broker, databases: Databases) -> int:
+        told = 0
+        async for letter, stands in _letters(broker, databases, service):
+            state = "parked" if stands is None else stands.state
+            waiting = f", {stands.waiting} behind" if stands is not None and stands.waiting else ""
+            if everything or state in UNRESOLVED:
+                print(f"{_line(letter)}  {letter.reason} [{state}{waiting}]")
+                told += 1
+            if told == limit:
                 break
-        return found
+        return told
 
-    letters = _ask(data, gather)
-    if not letters:
+    if not _ask(data, tell):
         print("no dead letters")
-        return
-    for each, state in letters:
-        origin = f"{each.subject} {each.stream_seq}"
-        who = f"{each.service:<13} {each.type:<14}"
-        line = f"{each.seq:>6}  {each.parked_at}  {who} x{each.attempts}  {origin:<32}"
-        print(f"{line}  {each.reason} [{state}]")
 
 
 @app.command("show")
@@ -91,10 +86,9 @@ def show_letter(
 
     async def look(broker: Broker, databases: Databases) -> tuple[DeadLetter, Row | None]:
         letter = await _find(broker, seq)
-        place = letter.service, letter.stream, letter.stream_seq
         following.extend(await behind(letter, databases))
         done.extend(await actions(letter, databases))
-        return letter, (await rows(databases)).get(place)
+        return letter, await row_of(letter, databases)
 
     letter, row = _ask(data, look)
     if raw:
@@ -162,11 +156,12 @@ def replay_letters(
     who = _who(by, why)
 
     async def act(broker: Broker, databases: Databases) -> int:
-        chosen = [await _find(broker, seq) for seq in seqs or ()]
+        chosen = [(await _find(broker, seq)).seq for seq in seqs or ()]
         if everything:
             chosen = await _parked(broker, databases, service)
         refused = 0
-        for letter in chosen:
+        for seq in chosen:
+            letter = await _find(broker, seq)
             try:
                 await _replay(letter, databases, who, dry_run=dry_run, force=force)
             except Refused as error:
@@ -214,15 +209,34 @@ async def _replay(
     print(f"{letter.seq}: {what} {done} by {letter.service}, {repair.row.waiting} behind it")
 
 
-async def _parked(broker: Broker, databases: Databases, service: str) -> list[DeadLetter]:
-    known = await rows(databases)
-    found: list[DeadLetter] = []
+async def _parked(broker: Broker, databases: Databases, service: str) -> list[int]:
+    """The numbers of those that are parked by now: what comes meanwhile is left for later."""
+    return [
+        letter.seq
+        async for letter, stands in _letters(broker, databases, service)
+        if stands is not None and stands.state == "parked"
+    ]
+
+
+async def _letters(
+    broker: Broker, databases: Databases, service: str
+) -> AsyncIterator[tuple[DeadLetter, Standing | None]]:
+    """Go through what was set aside, by one service or by all, with how it stands now.
+
+    The bodies are left out: all of them together may be larger than the memory.
+    """
+    page: list[DeadLetter] = []
     async for letter in _distinct(broker):
-        row = known.get((letter.service, letter.stream, letter.stream_seq))
-        parked = row is not None and row.state == "parked"
-        if parked and service in ("", letter.service):
-            found.append(letter)
-    return found
+        if service in ("", letter.service):
+            page.append(replace(letter, body=b""))
+        if len(page) == PAGE_LETTERS:
+            known = await standing(page, databases)
+            for each in page:
+                yield each, known.get(each.seq)
+            page = []
+    known = await standing(page, databases)
+    for each in page:
+        yield each, known.get(each.seq)
 
 
 async def _distinct(broker: Broker) -> AsyncIterator[DeadLetter]:
@@ -240,6 +254,12 @@ async def _find(broker: Broker, seq: int) -> DeadLetter:
     if letter is None:
         raise Refused(f"there is no dead letter {seq}")
     return letter
+
+
+def _line(letter: DeadLetter) -> str:
+    origin = f"{letter.subject} {letter.stream_seq}"
+    who = f"{letter.service:<13} {letter.type:<14}"
+    return f"{letter.seq:>6}  {letter.parked_at}  {who} x{letter.attempts}  {origin:<32}"
 
 
 def _who(by: str, why: str) -> Who:

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,14 @@ class Row:
     event_id: uuid.UUID | None
     aggregate_id: str
     headers: str
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What has become of a parked message, and how many wait behind it."""
+
+    state: str
     waiting: int
 
 
@@ -133,6 +141,7 @@ async def repairing(letter: DeadLetter, databases: Mapping[str, str]) -> AsyncIt
     """Lock a dead letter's row; what is done inside becomes true at the end, or not at all."""
     if letter.service not in services.NAMES:
         raise Refused(f"dead letter {letter.seq} is of {letter.service!r}, which is no service")
+    services.find(letter.service)  # Its code takes seconds to load: no row is locked meanwhile.
     database = Database(databases[letter.service], letter.service, "repair")
     try:
         async with database.transaction() as connection:
@@ -144,18 +153,36 @@ async def repairing(letter: DeadLetter, databases: Mapping[str, str]) -> AsyncIt
         await database.close()
 
 
-async def rows(databases: Mapping[str, str]) -> dict[tuple[str, str, int], Row]:
-    """What every service has set aside, by service, stream and sequence."""
-    found: dict[tuple[str, str, int], Row] = {}
+async def standing(
+    letters: Sequence[DeadLetter], databases: Mapping[str, str]
+) -> dict[int, Standing]:
+    """How dead letters stand with their services, by their number; without those nobody knows.
+
+    Bodies are not read: there may be many, and each may be large.
+    """
+    found: dict[int, Standing] = {}
     for service in services.NAMES:
+        mine = {
+            (each.stream, each.stream_seq): each.seq for each in letters if each.service == service
+        }
+        if not mine:
+            continue
         database = Database(databases[service], service, "repair")
         try:
-            for row in await database.fetch(_ALL):
-                stream, seq, *rest = row
-                found[service, stream, seq] = Row(*rest)
+            places = zip(*mine, strict=True)
+            for row in await database.fetch(_STANDING, *(list(column) for column in places)):
+                found[mine[row["stream"], row["stream_seq"]]] = Standing(
+                    row["state"], row["waiting"]
+                )
         finally:
             await database.close()
     return found
+
+
+async def row_of(letter: DeadLetter, databases: Mapping[str, str]) -> Row | None:
+    """What its service has of one dead letter, with the bodies."""
+    found = await _fetch(letter, databases, _ONE, letter.stream, letter.stream_seq)
+    return Row(*found[0]) if found else None
 
 
 async def behind(letter: DeadLetter, databases: Mapping[str, str]) -> list[str]:
@@ -195,16 +222,22 @@ def _durable(letter: DeadLetter) -> Durable:
     return found
 
 
-_ROW = """
-p.no, p.state, p.replays, p.reason, p.body, p.edited, p.event_id, p.aggregate_id, p.headers,
+_WAITING = """
 (SELECT count(*)::int FROM parked w WHERE w.aggregate_id = p.aggregate_id AND p.aggregate_id <> ''
  AND w.state = 'waiting') AS waiting
 """
-_LOCK = f"""
-SELECT {_ROW} FROM parked p WHERE p.stream = $1 AND p.stream_seq = $2 FOR UPDATE OF p
+_ROW = f"""
+p.no, p.state, p.replays, p.reason, p.body, p.edited, p.event_id, p.aggregate_id, p.headers,
+{_WAITING}
+"""
+_ONE = f"""
+SELECT {_ROW} FROM parked p WHERE p.stream = $1 AND p.stream_seq = $2
 """  # noqa: S608 - a constant
-_ALL = f"""
-SELECT p.stream, p.stream_seq, {_ROW} FROM parked p
+_LOCK = f"{_ONE} FOR UPDATE OF p"
+_STANDING = f"""
+SELECT p.stream, p.stream_seq, p.state, {_WAITING}
+FROM parked p JOIN unnest($1::text[], $2::bigint[]) AS l(stream, stream_seq)
+  USING (stream, stream_seq)
 WHERE p.state <> 'waiting' AND p.letter_seq IS NOT NULL
 """  # noqa: S608 - a constant
 _EDIT = """

@@ -22,12 +22,22 @@ from ironcart.toolkit.database import Database
 from ironcart.toolkit.deadletters import ACTIONS
 from ironcart.toolkit.envelope import decode
 from ironcart.toolkit.history import Outbox
-from ironcart.toolkit.outcomes import Poison, Refused
+from ironcart.toolkit.outcomes import IroncartError, Poison, Refused, Unavailable
 from ironcart.toolkit.topology import DEAD_LETTERS
 
 NOT_HEADERS_OF_OURS = "Nats-"
 KEPT = "republish"
 SWEEP_PAUSE_S = 0.2
+# Of what is still unpublished so many events are tried one by one, to know what keeps them back.
+TRIED_EVENTS_MAX = 100
+
+TOO_LARGE = 10054
+FULL = (10047, 10077)
+TO_CHANGE = {
+    TOO_LARGE: "its max_msg_size is not as declared: run `ironcart provision`"
+} | dict.fromkeys(
+    FULL, "give it more room: raise IRONCART_STREAM_BYTES_MAX and run `ironcart provision`"
+)
 
 
 def republish(
@@ -66,7 +76,7 @@ async def _republish(data: Path, *, recreate: bool) -> list[str]:
         for file in sorted((data / KEPT).glob("*.jsonl")):
             messages = _kept(file)
             for message in messages:
-                await publish(broker, [message])
+                await _publish(broker, file.stem, message)
             file.unlink()
             done.append(f"{file.stem}: kept {len(messages)} messages that no history has")
         for stream in STREAMS:
@@ -173,7 +183,10 @@ async def _admit_loss(broker: Broker, stream: str, url: str) -> int:
 
 
 async def _refill(broker: Broker, url: str, owner: str, stream: str, subjects: list[str]) -> int:
-    """Publish again what lies before the stream's beginning; returns how many events that were."""
+    """Publish again what lies before the stream's beginning; returns how many events that were.
+
+    Raises `Refused`, with what to change, when the stream does not take one of them.
+    """
     held = await extent(broker, stream)
     async with _database(url, owner) as database:
         async with database.transaction() as connection:
@@ -181,13 +194,49 @@ async def _refill(broker: Broker, url: str, owner: str, stream: str, subjects: l
             await connection.execute(_UNMARK_EVENTS, held.first_seq, subjects)
             await connection.execute(_UNMARK_BATCHES, held.first_seq, subjects)
         outbox = Outbox(broker, database)
-        while await outbox.sweep():
-            pass
-        # Services that run sweep too: wait for what they have claimed.
-        while await database.fetchrow(_UNPUBLISHED, subjects) is not None:
-            await outbox.sweep()
+        while True:
+            try:
+                while await outbox.sweep():
+                    pass
+            except Unavailable as error:
+                if (refusal := _refusal(error)) is not None:
+                    raise _refused(stream, "events", refusal) from error
+                raise
+            if not (left := await database.fetch(_UNPUBLISHED, subjects, TRIED_EVENTS_MAX)):
+                return count
+            # Services that run sweep too, and what they have claimed is waited for; but what the
+            # stream refuses would be waited for in vain. A repeat has the same id.
+            for row in left:
+                parent, _, state = row["traceparent"].partition(" ")
+                headers = {"traceparent": parent} | ({"tracestate": state} if state else {})
+                message = Outgoing(str(row["id"]), row["subject"], row["body"], headers)
+                await _publish(broker, stream, message)
             await asyncio.sleep(SWEEP_PAUSE_S)
-    return count
+
+
+async def _publish(broker: Broker, stream: str, message: Outgoing) -> None:
+    """Publish one message; raises `Refused`, with what to change, when the stream says no."""
+    try:
+        await publish(broker, [message])
+    except (BrokerError, Unavailable) as error:
+        if (refusal := _refusal(error)) is None:
+            raise
+        what = f"{message.subject} {message.message_id} of {len(message.body)} bytes"
+        raise _refused(stream, what, refusal) from error
+
+
+def _refusal(error: IroncartError) -> BrokerError | None:
+    """The stream's "no", if it is one: of a full stream JetStream says that it is unavailable."""
+    cause = error if isinstance(error, BrokerError) else error.__cause__
+    if isinstance(cause, BrokerError) and (cause is error or cause.err_code in FULL):
+        return cause
+    return None
+
+
+def _refused(stream: str, what: str, error: BrokerError) -> Refused:
+    change = TO_CHANGE.get(error.err_code, "see `ironcart doctor`")
+    again = "then run `ironcart republish` again"
+    return Refused(f"stream {stream} refuses {what}: {error}; {change}, {again}")
 
 
 @asynccontextmanager
@@ -212,7 +261,8 @@ _UNMARK_LETTERS = """
 UPDATE parked SET letter_seq = NULL WHERE letter_seq < $1 AND state = 'parked'
 """
 _UNPUBLISHED = """
-SELECT 1 FROM batches b WHERE first_seq IS NULL AND recorded_at < now() - interval '2 seconds'
-  AND EXISTS (SELECT 1 FROM events e
-              WHERE e.batch_no = b.batch_no AND e.subject = ANY($1::text[])) LIMIT 1
+SELECT e.id, e.subject, e.traceparent, e.body FROM batches b JOIN events e USING (batch_no)
+WHERE b.first_seq IS NULL AND b.recorded_at < now() - interval '2 seconds'
+  AND e.subject = ANY($1::text[])
+ORDER BY b.batch_no, e.batch_pos LIMIT $2
 """

@@ -30,6 +30,10 @@ PING_INTERVAL_S = 10
 REQUEST_TIMEOUT_S = 5.0
 SEND_BUFFER_BYTES_MAX = 16 * 1024 * 1024
 CLOSE_TIMEOUT_S = 2.0
+CATCH_UP_TIMEOUT_S = 2.0
+# nats-py goes deaf when a ping is answered that nobody waits for any more. Long before this is over
+# its connection is found to be stale, and the answers that it owes are forgotten.
+PING_TIMEOUT_S = 600
 
 NOT_NOW = (
     TimeoutError,
@@ -68,6 +72,7 @@ class Broker:
         self.client = Client()
         self._lost: asyncio.Future[IroncartError] | None = None
         self._closing = False
+        self._pings: set[asyncio.Future[None]] = set()
 
     async def connect(self) -> None:
         """Connect, waiting for the broker as long as it takes; raises `Refused` on bad credentials.
@@ -143,11 +148,34 @@ class Broker:
             raise lost
         await asyncio.Event().wait()
 
+    async def catch_up(self) -> None:
+        """Wait until the broker has taken what was sent, and what it sent before that is here.
+
+        Raises `Unavailable` when it does not answer.
+        """
+        if not self.connected:
+            raise Unavailable("the broker is away")
+        ping = asyncio.ensure_future(self.client.flush(PING_TIMEOUT_S))
+        self._pings.add(ping)
+        ping.add_done_callback(self._pings.discard)
+        answered, _ = await asyncio.wait({ping}, timeout=CATCH_UP_TIMEOUT_S)
+        if not answered:
+            raise Unavailable("the broker does not answer")
+        try:
+            ping.result()
+        except NOT_NOW as error:
+            raise Unavailable(f"broker: {error or type(error).__name__}") from error
+
     async def close(self) -> None:
-        """Send what is buffered and close."""
+        """Send what is buffered, see to it that the broker takes it, and close."""
         self._closing = True
+        # What is only on its way, an ack say, may be lost with the connection.
+        with contextlib.suppress(Unavailable):
+            await self.catch_up()
         with contextlib.suppress(*NOT_NOW):
             await asyncio.wait_for(self.client.close(), CLOSE_TIMEOUT_S)
+        for ping in self._pings:
+            ping.cancel()
 
     async def request(
         self, subject: str, body: bytes, headers: Mapping[str, str] | None = None

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 
 from ironcart.toolkit.broker.connection import NOT_NOW, Broker, BrokerError, Outgoing, answer
+from ironcart.toolkit.broker.wire import publication, write
 from ironcart.toolkit.outcomes import IroncartError, Unavailable
 
 BATCH_MESSAGES_MAX = 1_000
@@ -50,10 +51,11 @@ async def _publish_atomically(broker: Broker, messages: Sequence[Outgoing]) -> l
     batch_id = uuid.uuid4().hex
     *body, last = messages
     try:
-        for sequence, message in enumerate(body, start=1):
-            await broker.client.publish(
-                message.subject, message.body, headers=_headers(batch_id, sequence, message)
-            )
+        commands = [
+            publication(message.subject, _headers(batch_id, sequence, message), message.body)
+            for sequence, message in enumerate(body, start=1)
+        ]
+        await write(broker.client, b"".join(commands))
     except NOT_NOW as error:
         raise Unavailable(f"broker: {error or type(error).__name__}") from error
     commit = _headers(batch_id, len(messages), last) | {"Nats-Batch-Commit": "1"}

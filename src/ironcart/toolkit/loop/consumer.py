@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter as Tally
 from collections.abc import Sequence
 
 import structlog
@@ -60,7 +61,9 @@ class Consumer:
             group.create_task(self.puller.run())
             while batch := await self._take():
                 verdicts, commit = await self._until_dealt_with(batch)
-                if verdicts is None:  # Stopped during an outage: all of it is delivered again.
+                if verdicts is None:  # Stopped during an outage: all of it is for the next one.
+                    for delivery in batch:
+                        await self.puller.nak(delivery, 0.0)
                     self.puller.release(len(batch))
                     continue
                 await settling.acquire()
@@ -146,6 +149,10 @@ class Consumer:
         """Publish what was committed, then tell the broker what became of each message."""
         try:
             await self._chassis.outbox.publish(commit)
+            acks = [verdict for verdict in verdicts if isinstance(verdict, Ack)]
+            await self.puller.ack([ack.delivery for ack in acks])
+            for said, count in Tally(ack.said for ack in acks).items():
+                self._count(said, count)
             for verdict in verdicts:
                 await self._say(verdict)
         finally:
@@ -153,9 +160,6 @@ class Consumer:
 
     async def _say(self, verdict: Verdict) -> None:
         match verdict:
-            case Ack(delivery, said):
-                await self.puller.send(delivery, b"+ACK")
-                self._count(said)
             case Nak(delivery, delay_s):
                 await self.puller.nak(delivery, delay_s)
                 self._count("retry")
@@ -186,5 +190,5 @@ class Consumer:
         telemetry.dead_letters.labels(self.label, term.kind).inc()
         self._count("park")
 
-    def _count(self, said: str) -> None:
-        telemetry.outcomes.labels(self.label, said).inc()
+    def _count(self, said: str, count: int = 1) -> None:
+        telemetry.outcomes.labels(self.label, said).inc(count)

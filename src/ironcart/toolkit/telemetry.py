@@ -205,7 +205,7 @@ def configure_logging(service: str, level: str) -> None:
             structlog.processors.EventRenamer("msg"),
             _exception_in_one_field,
             _ServiceName(service),
-            structlog.processors.JSONRenderer(serializer=_to_json),
+            _render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
@@ -235,7 +235,15 @@ def _exception_in_one_field(_logger: Any, _name: str, line: Any) -> Any:
     return line
 
 
-def _to_json(line: Any, **_: Any) -> bytes:
+def _render(_logger: Any, _name: str, line: Any) -> bytes:
+    """One JSON object a line; what is logged `together` makes up a line each, in one write."""
+    together = line.pop("together", None)
+    if together is None:
+        return _to_json(line)
+    return b"\n".join([_to_json(line | each) for each in together])
+
+
+def _to_json(line: Any) -> bytes:
     try:
         return msgspec.json.encode(line, enc_hook=str)
     except UnicodeEncodeError:  # A lone surrogate, from a foreign server's text say.

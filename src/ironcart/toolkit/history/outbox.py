@@ -9,6 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import structlog
@@ -30,7 +31,7 @@ SWEEP_CLAIM_S = 30.0
 FAST_PATH_COMMITS_MAX = 2_000
 LINGER_S_MAX = 0.02
 CHUNK_BYTES_MAX = 4 * 1024 * 1024
-_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class Outbox:
@@ -216,16 +217,26 @@ WHERE batch_no = ANY($1::bigint[]) ORDER BY batch_no, batch_pos
 
 
 def _log_facts(commit: Commit) -> None:
-    log = structlog.get_logger()
-    for event in commit.events:
-        log.info(
-            _WORDS.sub(" ", event.type).capitalize(),
-            order_id=event.aggregate_id,
-            event_id=str(event.id),
-            event_type=event.type,
-            trace_id=event.context.trace_id,
-            span_id=event.context.span_id,
-        )
+    """A line for each event, all of them in one write."""
+    lines = [
+        {
+            "msg": _words(event.type),
+            "order_id": event.aggregate_id,
+            "event_id": event.id,
+            "event_type": event.type,
+            "trace_id": event.context.trace_id,
+            "span_id": event.context.span_id,
+        }
+        for event in commit.events
+    ]
+    if lines:
+        structlog.get_logger().info("Committed", together=lines)
+
+
+@cache
+def _words(kind: str) -> str:
+    """`OrderCreated` as people write it: Order created."""
+    return _BETWEEN_WORDS.sub(" ", kind).capitalize()
 
 
 def _outgoing(row: Any) -> Outgoing:

@@ -1,0 +1,1 @@
+"""Benchmarks: the whole system on this machine, measured from outside; ratios within one run."""

@@ -1,0 +1,195 @@
+"""The bed: one `ironcart up` on a folder of its own, and what its processes use."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import asyncpg
+import psutil
+
+from ironcart.embedded.placement import forget
+from ironcart.embedded.ports import HTTP_ORDER, free_port, is_free
+from ironcart.load.basket import Basket, sku_names
+
+CLI = (sys.executable, "-m", "ironcart.cli")
+SERVICES = ("orders", "inventory", "payments", "notifications", "audit")
+INSIDE = Path(__file__).parent / "inside"
+READY_TIMEOUT_S = 150.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.25
+SKUS = 50
+ON_HAND = 500_000
+BYTES_PER_MB = 1_000_000
+FIRST_PORTS_MAX = 100
+
+# Everything that has happened is told, mailed and kept in the audit trail.
+_LEFT = """
+SELECT (SELECT count(*) FROM orders.orders WHERE status IN ('pending', 'reserved', 'cancelling'))
+     + (SELECT count(*) FROM payments.jobs) + (SELECT count(*) FROM notifications.jobs)
+"""
+_TOLD = " + ".join(
+    f"(SELECT count(*) FROM {service}.events)"  # noqa: S608 - names of ours
+    for service in SERVICES
+    if service != "audit"
+)
+_NOT_AUDITED = f"SELECT {_TOLD} - (SELECT count(*) FROM audit.entries)"  # noqa: S608
+
+
+class CannotMeasure(Exception):
+    """The system did not come up, or did not come to an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """CPU seconds that each process has used so far."""
+
+    cpu_s: Mapping[str, float]
+
+    def since(self, before: "Use") -> dict[str, float]:
+        """Seconds used since then, by process."""
+        return {name: used - before.cpu_s[name] for name, used in self.cpu_s.items()}
+
+
+class Bed:
+    """A system under load. Patches are `module:NAME=value`, set in every process before it runs."""
+
+    def __init__(
+        self, *, patches: tuple[str, ...] = (), environ: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ironcart-bench-", dir="/var/tmp"))
+        self._environ = {**os.environ, **(environ or {})}
+        if patches:
+            path = os.pathsep.join(filter(None, (str(INSIDE), self._environ.get("PYTHONPATH", ""))))
+            self._environ |= {"BENCH_PATCHES": ";".join(patches), "PYTHONPATH": path}
+        self._up: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        self.folder.chmod(0o755)
+        port = _free_row()
+        with (self.folder / "up.out").open("wb") as out:
+            self._up = await asyncio.create_subprocess_exec(
+                *(*CLI, "up", "--data", str(self.folder), "--port", str(port)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=self._environ,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not (self.folder / "run.json").exists():
+            if self._up.returncode is not None or time.monotonic() > deadline:
+                raise CannotMeasure((self.folder / "up.out").read_text()[-500:])
+            await asyncio.sleep(POLL_S)
+        await self._fill()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._up is not None
+        if self._up.returncode is None:
+            self._up.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._up.wait()
+            except TimeoutError:
+                self._up.kill()
+        with contextlib.suppress(OSError):
+            forget(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """run.json as it is now."""
+        found: dict[str, Any] = json.loads((self.folder / "run.json").read_bytes())
+        return found
+
+    def url(self, service: str) -> str:
+        """Where a service answers."""
+        return str(self.run["services"][service]["url"])
+
+    def basket(self, name: str) -> Basket:
+        """Orders for what the bed has on its shelves."""
+        return Basket(f"bench-{name}-{time.time_ns()}", customers=1_000, skus=SKUS, seed=1)
+
+    def pids(self) -> dict[str, int]:
+        """The newest process of every part."""
+        run = self.run
+        found = {name: int(run["services"][name]["pids"][0]) for name in SERVICES}
+        servers = {"nats-server": run["nats"]["pids"][0], "postgres": run["postgres"]["pid"]}
+        return {**found, **servers, "sandbox": run["sandbox"]["pid"], "load": os.getpid()}
+
+    def use(self) -> Use:
+        """CPU of every part, children included."""
+        return Use({name: _cpu_s(pid) for name, pid in self.pids().items()})
+
+    def memory_mb(self) -> dict[str, float]:
+        """Resident megabytes of each service."""
+        pids = self.pids()
+        return {
+            name: psutil.Process(pids[name]).memory_info().rss / BYTES_PER_MB for name in SERVICES
+        }
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """A connection that sees every schema."""
+        connection = await asyncpg.connect(self.run["postgres"]["url"])
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def done(self, timeout_s: float) -> None:
+        """Wait until every order has ended, every mail is sent and every event is audited."""
+        deadline = time.monotonic() + timeout_s
+        async with self.database() as connection:
+            for question in (_LEFT, _NOT_AUDITED):
+                while left := await connection.fetchval(question):
+                    if time.monotonic() > deadline:
+                        raise CannotMeasure(f"{left} left after {timeout_s:g} s")
+                    await asyncio.sleep(POLL_S)
+
+    async def metrics(self, service: str) -> str:
+        """What a service says of itself."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.url(service)}/metrics") as answer,
+        ):
+            return await answer.text()
+
+    async def _fill(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            for sku in sku_names(SKUS):
+                url = f"{self.url('inventory')}/stock/{sku}"
+                async with session.put(url, json={"on_hand": ON_HAND}) as answer:
+                    if answer.status >= 300:
+                        raise CannotMeasure(f"stock of {sku}: {answer.status}")
+
+
+def _cpu_s(pid: int) -> float:
+    process = psutil.Process(pid)
+    times = process.cpu_times()
+    used = times.user + times.system + times.children_user + times.children_system
+    for child in process.children():
+        with contextlib.suppress(psutil.Error):
+            own = child.cpu_times()
+            used += own.user + own.system
+    return float(used)
+
+
+def _free_row() -> int:
+    for _ in range(FIRST_PORTS_MAX):
+        first = free_port()
+        if all(is_free(first + offset) for offset in range(len(HTTP_ORDER))):
+            return first
+    raise CannotMeasure("no ports in a row are free")

@@ -64,6 +64,7 @@ class Pending:
     client: "SimulatedClient"
     again_at: float
     count: int
+    connection: int
     naked: bool = False
 
 
@@ -178,7 +179,8 @@ class Consumer:
         if self._counts[seq] > 1:
             self._world.note("redelivery")
         pull.last_sign = now
-        pending = Pending(pull.client, now + self._ack_wait_s, self._counts[seq])
+        connection = pull.client.stats["reconnects"]
+        pending = Pending(pull.client, now + self._ack_wait_s, self._counts[seq], connection)
         self.pending[seq] = pending
         self._world.loop.outside(self._ack_wait_s, self._look, seq, pending)
         at = f"{pending.count}.{seq}.{next(self._deliveries)}.{int(stored.at * NS)}.0"

@@ -156,8 +156,10 @@ class Schedule:
             self._look_for_leftovers(toy)
             if before == self._troubles():
                 self.world.note("drain that nothing disturbed")
-                if toy.client in [
-                    pending.client
+                # What was under way when an earlier connection broke is nobody's fault.
+                here = (toy.client, toy.client.stats["reconnects"])
+                if here in [
+                    (pending.client, pending.connection)
                     for consumer in self.jetstream.consumers.values()
                     for pending in consumer.pending.values()
                     if pending.again_at <= self.loop.time() + ACK_WAIT_S and not pending.naked

@@ -3,11 +3,11 @@
 import hashlib
 import hmac
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import stripe
+from msgspec.structs import replace
 
 from ironcart.services.payments.gateway import (
     Gateway,

@@ -1,10 +1,10 @@
 """What a payment does about what it hears, beyond the orders of arrival."""
 
-from dataclasses import replace
 from itertools import product
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from ironcart.events import OrderCancellationRequested
 from ironcart.services.payments.gateway import (

@@ -1,7 +1,6 @@
 """Whatever the order, the batches and the repeats in which facts arrive: one end."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import permutations, product
@@ -10,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
 from ironcart.events import (
     Item,

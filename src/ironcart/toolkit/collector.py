@@ -5,8 +5,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from ironcart.toolkit.outcomes import Unavailable
 from ironcart.toolkit.unending import unending
@@ -69,8 +70,7 @@ class Forecast:
         return left_s + math.ceil(batches / lanes) * batch_s
 
 
-@dataclass(slots=True, eq=False)
-class _Entry(Generic[T, R]):
+class _Entry(Struct, Generic[T, R], eq=False):
     """One item, and who waits for its result."""
 
     item: T

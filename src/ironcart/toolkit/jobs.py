@@ -12,10 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
+from msgspec import Struct
 
 from ironcart.toolkit import leases, telemetry
 from ironcart.toolkit.collector import Collector
@@ -48,8 +48,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Settled(Generic[P]):
+class Settled(Struct, Generic[P], frozen=True):
     """What a settled call leads to: facts to emit, and what goes on, if the job does.
 
     `after_commit` runs once that is written for good, for logs and metrics.
@@ -79,8 +78,7 @@ class Work(Protocol[P, R]):
         """Write down what was learned, inside a transaction in which the leases hold."""
 
 
-@dataclass(slots=True)
-class _Job(Generic[P]):
+class _Job(Struct, Generic[P]):
     key: str
     lease: uuid.UUID
     payload: P

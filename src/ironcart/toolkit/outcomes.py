@@ -15,12 +15,12 @@ A handler *returns* one outcome for each message; only adapters *raise*; only th
         InvalidSettings   the environment does not make sense: every fault is listed
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+
+class Fact(Struct, frozen=True):
     """One event to emit: `data` is a struct whose class name is the event's type.
 
     `version` is the position in the aggregate's own history at its owner, from 1; the event's id
@@ -32,23 +32,20 @@ class Fact:
     data: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """Dealt with; a business "no" is also `Done`, with the fact that says so."""
 
     emit: tuple[Fact, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """Try this message again; nothing was written for it. `delay_s` overrides the back-off."""
 
     reason: str
     delay_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
+class Park(Struct, frozen=True):
     """Set this message aside for a person, with the reason; nothing was written for it."""
 
     reason: str

@@ -12,11 +12,11 @@ import secrets
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 import structlog
+from msgspec import Struct
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -93,8 +93,7 @@ def watch_breaker(name: str, before: str, after: str) -> None:
         say("Breaker changed", breaker=name, was=before, state=after)
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(Struct, frozen=True):
     """Where in a trace something happens: what travels as `traceparent` and `tracestate`."""
 
     trace_id: str

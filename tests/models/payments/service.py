@@ -2,11 +2,12 @@
 
 import types
 from collections.abc import Coroutine, Generator, Mapping
-from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from ironcart.events import OrderCancellationRequested, StockReserved, minor_units, money
 from ironcart.services.payments import handlers

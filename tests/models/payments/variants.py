@@ -1,8 +1,9 @@
 """Payments with one rule left out: each must break, or the rule would be for nothing."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from ironcart.services.payments.gateway import Canceled, Declined, Gateway, Reply, Succeeded
 from ironcart.services.payments.store import Payment

@@ -1,10 +1,11 @@
 """The state tables of three services, read off their code: what each event does to each state."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from ironcart import events
 from ironcart.events import kinds_of

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from msgspec import Struct
+
 from ironcart.toolkit.database import Connection, Database
 
 # One statement takes this much at most; a batch of large messages is inserted in parts.
 INSERT_BYTES_MAX = 8 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One message of a stream, as it was, and what could be read from it ("" where not)."""
 
     stream: str
@@ -26,8 +27,7 @@ class Entry:
     stored_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(Struct, frozen=True):
     """What of an entry goes into its hash."""
 
     stream_seq: int

@@ -1,9 +1,9 @@
 """What inventory keeps: one method is one statement, for a whole batch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from ironcart.events import Line
 from ironcart.toolkit.database import Connection
@@ -12,8 +12,7 @@ from ironcart.toolkit.outcomes import LostRace
 _lines = msgspec.json.Decoder(tuple[Line, ...])
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(Struct, frozen=True):
     """Where the stock of one order stands."""
 
     order_id: str
@@ -22,8 +21,7 @@ class Reservation:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Shelf:
+class Shelf(Struct, frozen=True):
     """Where one SKU stands."""
 
     sku: str
@@ -37,8 +35,7 @@ class Shelf:
         return self.on_hand - self.reserved
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """What a batch does to one SKU, summed."""
 
     on_hand: int = 0

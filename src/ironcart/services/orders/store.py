@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from msgspec import Struct
+
 from ironcart.toolkit.database import Connection
 from ironcart.toolkit.outcomes import LostRace
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """One row; all but the id and the state are empty while the order is not heard of."""
 
     order_id: str
@@ -31,8 +32,7 @@ class Order:
     updated_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Struct, frozen=True):
     """One idempotency key, with the answer that it stands for."""
 
     caller: str
@@ -62,7 +62,7 @@ _COLUMNS = (
     "order_id, caller, customer_id, state, status, amount_minor, currency, items,"
     " payment_method, contact, reason, version, trace_id, created_at, updated_at"
 )
-_WRITTEN = tuple(field for field in Order.__slots__ if not field.endswith("_at"))
+_WRITTEN = tuple(field for field in Order.__struct_fields__ if not field.endswith("_at"))
 _FILTERS = "($1::text IS NULL OR status = $1) AND ($2::text IS NULL OR customer_id = $2)"
 
 

@@ -1,7 +1,8 @@
 """What payments' own facts say about its table: how it is put together again from what was told."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ironcart.events import (
     OWNERS,

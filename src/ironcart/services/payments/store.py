@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from msgspec import Struct
+
 from ironcart.toolkit.database import Connection
 from ironcart.toolkit.outcomes import LostRace
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
+class Payment(Struct, frozen=True):
     """The money of one order: where it stands, and what led there.
 
     `refunding_minor` is what an operator's refund under way will give back, or, without a
@@ -77,7 +78,7 @@ def _columns(payments: Sequence[Payment], columns: dict[str, str]) -> list[list[
 
 # ruff: noqa: S608 - what these are made of are the constants above
 _SELECT = (
-    f"SELECT {', '.join(_COMPUTED.get(column, column) for column in Payment.__slots__)}"
+    f"SELECT {', '.join(_COMPUTED.get(column, column) for column in Payment.__struct_fields__)}"
     " FROM payments WHERE"
 )
 _ADD = (

@@ -6,11 +6,11 @@ nats-py closes for good on most server errors: then `closed` is set and the proc
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import structlog
+from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import (
@@ -54,8 +54,7 @@ class BrokerError(IroncartError):
         self.err_code: int = error.get("err_code", 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(Struct, frozen=True):
     """A message ready to travel; `message_id` makes a repeat harmless."""
 
     message_id: str

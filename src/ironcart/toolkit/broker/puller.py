@@ -10,11 +10,12 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 import structlog
+from msgspec import Struct, field
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -35,8 +36,7 @@ UNHEARD_PULLS_MAX = 8
 ACK = b"+ACK"
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(Struct):
     """One message as it was delivered, before anybody has looked into it."""
 
     stream: str

@@ -2,7 +2,8 @@
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ironcart.toolkit.broker import Outgoing
 from ironcart.toolkit.database import Connection
@@ -15,8 +16,7 @@ from ironcart.toolkit.topology import MESSAGE_BYTES_MAX
 ENVELOPE_HEADER_BYTES_MAX = 2_048
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(Struct, frozen=True):
     """What led to a fact: the trace it belongs to and, if there is one, the event before it."""
 
     trace_id: str
@@ -24,8 +24,7 @@ class Cause:
     causation_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Struct, frozen=True):
     """A sealed event, ready to be appended: its bytes never change again."""
 
     id: uuid.UUID
@@ -41,8 +40,7 @@ class Recorded:
         return Outgoing(str(self.id), self.subject, self.body, trace_headers(self.context))
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """The events of one transaction, in order."""
 
     batch_no: int

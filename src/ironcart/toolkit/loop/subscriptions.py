@@ -17,8 +17,7 @@ from ironcart.toolkit.resilience import Backoff
 from ironcart.toolkit.topology import Durable
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """A decoded event: `data` is the struct of its type, `cause` what its consequences carry."""
 
     key: uuid.UUID

@@ -1,30 +1,27 @@
 """Verdicts: what the broker is told about a message, decided in one place."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ironcart.toolkit.broker import Delivery
 from ironcart.toolkit.outcomes import Done, Outcome, Park, Retry
 from ironcart.toolkit.resilience import Backoff
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Struct, frozen=True):
     """Dealt with: `said` tells how, for the metrics."""
 
     delivery: Delivery
     said: str = "done"
 
 
-@dataclass(frozen=True, slots=True)
-class Nak:
+class Nak(Struct, frozen=True):
     """Again later."""
 
     delivery: Delivery
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(Struct, frozen=True):
     """Never again: its dead letter comes first."""
 
     delivery: Delivery

@@ -19,6 +19,7 @@ from email.utils import format_datetime, parseaddr
 from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from msgspec import Struct
 
 MESSAGE_ID_DOMAIN: Final = "ironcart"
 # Published for ever: message ids are uuid5(MESSAGE_NAMESPACE, "<order>/<template>/<hash>").
@@ -48,8 +49,7 @@ class UnusableAddress(ValueError):
     """Not an address that mail can be sent to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(Struct, frozen=True):
     """Whom to write to; `hash` stands for the address where it must not be known."""
 
     address: str
@@ -60,8 +60,7 @@ class Recipient:
         return f"Recipient({self.hash})"
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(Struct, frozen=True):
     """A mail ready to travel: `content` has CRLF line ends, and its leading dots are doubled.
 
     `international` says that the address is not ASCII and the server has to know SMTPUTF8.

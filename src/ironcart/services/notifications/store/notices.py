@@ -1,11 +1,11 @@
 """Notices: what is to be told to whom, by mail or to a webhook endpoint, and how it ended."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from ironcart.toolkit.database import Connection, Database
 from ironcart.toolkit.history import Cause
@@ -56,8 +56,7 @@ class _Data(msgspec.Struct, frozen=True):
     ended_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """How it ended: `reason` is a code when the customer could not be told, else None."""
 
     recipient_hash: str
@@ -65,8 +64,7 @@ class Told:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """A notification as callers see it, and where it stands among the others."""
 
     order_id: str

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 
 import msgspec
+from msgspec import Struct
 
 from ironcart.events import OrderCreated, Requested, money
 from ironcart.services.orders.handlers.check import CurrencyCode, Draft
@@ -20,8 +20,7 @@ from ironcart.toolkit.vault import Contact, Vault
 PENDING = "pending"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One valid POST /orders; `key` is its idempotency key, if it has one."""
 
     draft: Draft
@@ -39,8 +38,7 @@ class Accepted(msgspec.Struct, frozen=True):
     currency: CurrencyCode
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What became of a request: the order, and the answer as it was first given."""
 
     order_id: str
@@ -59,8 +57,7 @@ class Unsealed(msgspec.Struct, frozen=True):
 Verdict = Answer | KeyReused | Unsealed
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(Struct, frozen=True):
     request: Request
     fingerprint: bytes
     order: Order

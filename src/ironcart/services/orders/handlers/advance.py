@@ -1,12 +1,13 @@
 """Move orders on as facts arrive. Above `advance` everything is pure."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ironcart.events import (
     CURRENCY_DEFAULT,

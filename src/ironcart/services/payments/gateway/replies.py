@@ -1,39 +1,33 @@
 """What the gateway can say: definite answers only, each a value."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
+class Created(Struct, frozen=True):
     """An intent exists; no money can move until it is confirmed."""
 
     intent_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(Struct, frozen=True):
     """The money moved."""
 
 
-@dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(Struct, frozen=True):
     """The card said no; the intent could still be confirmed by somebody, so cancel it."""
 
     code: str
 
 
-@dataclass(frozen=True, slots=True)
-class Canceled:
+class Canceled(Struct, frozen=True):
     """The intent can never move money."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refunded:
+class Refunded(Struct, frozen=True):
     """The money is on its way back, all of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class OperatorRefunded:
+class OperatorRefunded(Struct, frozen=True):
     """An operator's refund is over; `total_minor` is all that has gone back so far.
 
     `refused` says why it could not be made, if it could not.
@@ -43,8 +37,7 @@ class OperatorRefunded:
     refused: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """An intent as the gateway shows it; amounts in minor units, `created` in unix seconds."""
 
     intent_id: str
@@ -68,15 +61,13 @@ class Seen:
         return max(0, self.captured_minor - self.refunded_minor)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """Somebody went and looked at an intent; None when the gateway does not know it."""
 
     seen: Seen | None
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
+class Swept(Struct, frozen=True):
     """Every intent of an order is closed for good; `captured` is the one that took money."""
 
     captured: Seen | None

@@ -1,8 +1,10 @@
 """The work of payments: one call to the gateway for each step of a payment."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+
+from msgspec.structs import replace
 
 from ironcart.services.payments.gateway import (
     Canceled,

@@ -4,7 +4,9 @@ Nothing here can take money: an intent is cancelled, a capture is written down, 
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from ironcart.services.payments.gateway import Found, Gateway, Reply, Seen, Succeeded
 from ironcart.services.payments.handlers.charging import (

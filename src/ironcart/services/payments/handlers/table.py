@@ -4,8 +4,10 @@ What the gateway answered is an event too, and only definite answers are.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from ironcart.events import (
     OrderCancellationRequested,

@@ -1,7 +1,9 @@
 """Take in events: record what is to be charged or undone, as jobs; the calls come later."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from ironcart.events import CURRENCY_DEFAULT, OrderCancellationRequested, StockReserved, minor_units
 from ironcart.services.payments.gateway import Canceled, Reply

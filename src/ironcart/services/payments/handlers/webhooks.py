@@ -1,10 +1,10 @@
 """Webhooks of the gateway: they say that there is news, and are never believed about what it is."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from ironcart.services.payments.gateway import Reply
 from ironcart.services.payments.handlers.table import JOBS

@@ -4,6 +4,7 @@ Readers ignore fields that they do not know. Money is exact: a `Decimal` on the 
 with the currency's exponent, integer minor units everywhere else.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final
@@ -340,6 +341,9 @@ def aggregate_of(data: Any) -> str:
     return name
 
 
+_USUAL_AMOUNT: Final = re.compile(r"([0-9]{1,6})(?:\.|\Z)([0-9]{0,2})").fullmatch
+
+
 def minor_units(amount: Decimal, currency: str) -> int:
     """Turn an amount into minor units, exactly.
 
@@ -349,6 +353,9 @@ def minor_units(amount: Decimal, currency: str) -> int:
     decimals = CURRENCIES.get(currency)
     if decimals is None:
         raise ValueError(f"currency must be one of {', '.join(CURRENCIES)}")
+    # As nearly all are written; digits alone cost a third of decimal's own arithmetic.
+    if (usual := _USUAL_AMOUNT(str(amount))) and len(usual[2]) == decimals:
+        return int(usual[1] + usual[2])
     _, digits, exponent = amount.as_tuple()
     plain = isinstance(exponent, int) and -AMOUNT_DIGITS_MAX <= exponent <= 0
     if not plain or len(digits) > AMOUNT_DIGITS_MAX:

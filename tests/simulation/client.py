@@ -3,11 +3,12 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
+from ironcart.toolkit.broker.wire import Listener
 from simulation.broker import JetStream, Msg
 from simulation.clock import Process
 from simulation.world import World
@@ -50,23 +51,22 @@ class Wire:
 
 
 class Listening:
-    """A subscription: its callback runs in a task of the process, one message at a time."""
+    """A subscription: its listener is called by a task of the process, one message at a time."""
 
-    def __init__(self, client: "SimulatedClient", subject: str) -> None:
+    def __init__(self, client: "SimulatedClient", subject: str, hear: Listener) -> None:
         self._client, self._subject = client, subject
         self.queue: asyncio.Queue[Msg] = asyncio.Queue()
-        self.task: asyncio.Task[None] | None = None
+        self._task = asyncio.get_running_loop().create_task(self._listen(hear))
 
-    async def listen(self, callback: Callable[[Msg], Awaitable[None]]) -> None:
-        """Hand over what arrives."""
+    async def _listen(self, hear: Listener) -> None:
         while True:
-            await callback(await self.queue.get())
+            message = await self.queue.get()
+            hear(message.subject, message.reply, message.data, message.headers or {})
 
     async def unsubscribe(self) -> None:
         """Hear no more."""
         self._client.listening.pop(self._subject, None)
-        assert self.task is not None
-        self.task.cancel()
+        self._task.cancel()
 
 
 class SimulatedClient:
@@ -128,10 +128,9 @@ class SimulatedClient:
         """An address for answers."""
         return f"_INBOX.{self._number}.{next(self._inboxes)}"
 
-    async def subscribe(self, subject: str, *, cb: Callable[[Msg], Awaitable[None]]) -> Listening:
+    async def listen(self, subject: str, hear: Listener) -> Listening:
         """Hear what is sent to an inbox."""
-        found = self.listening[subject] = Listening(self, subject)
-        found.task = asyncio.get_running_loop().create_task(found.listen(cb))
+        found = self.listening[subject] = Listening(self, subject, hear)
         return found
 
     async def publish(

@@ -114,14 +114,20 @@ def hex_trace_id(trace_id: str) -> str:
     return hashlib.blake2b(trace_id.encode(), digest_size=16).hexdigest()
 
 
+def _header(headers: Mapping[str, str], wanted: str) -> str:
+    """Find a header as everybody writes it, or in other letters."""
+    if (value := headers.get(wanted)) is not None:
+        return value
+    return next((headers[name] for name in headers if name.lower() == wanted), "")
+
+
 def context(headers: Mapping[str, str], trace_id: str | None = None) -> TraceContext:
     """Read the context that came with a message or a request, or begin a new trace."""
-    found = {name.lower(): value for name, value in headers.items() if name.lower()[:5] == "trace"}
-    if match := _TRACEPARENT.match(found.get("traceparent", "")):
+    if match := _TRACEPARENT.match(_header(headers, "traceparent")):
         trace, span, flags = match.groups()
         if trace.strip("0") and span.strip("0"):
             sampled = bool(int(flags, 16) & 1)
-            state = found.get("tracestate", "")[:TRACESTATE_CHARACTERS_MAX]
+            state = _header(headers, "tracestate")[:TRACESTATE_CHARACTERS_MAX]
             # Anything else is no tracestate, and not every header or column would take it.
             usable = state.isascii() and state.isprintable()
             return TraceContext(trace, span, sampled, state if usable else "")

@@ -154,7 +154,7 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
     return Wiring(
         endpoints=endpoints(api),
         subscriptions=[
-            Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, adopting),
+            Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, adopting, own=NAME),
             Subscription(INVENTORY, kinds_of(INVENTORY), aggregate_of, handle),
             Subscription(PAYMENTS, kinds_of(PAYMENTS), aggregate_of, handle),
         ],

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import structlog
 from msgspec import Struct
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import (
     ConnectionClosedError,
@@ -22,6 +21,7 @@ from nats.errors import (
 )
 
 from ironcart.toolkit import telemetry
+from ironcart.toolkit.broker.wire import WireClient
 from ironcart.toolkit.outcomes import IroncartError, Refused, Unavailable
 
 CONNECT_TIMEOUT_S = 2
@@ -68,7 +68,7 @@ class Broker:
 
     def __init__(self, url: str, name: str) -> None:
         self._url, self._name = url, name
-        self.client = Client()
+        self.client = WireClient()
         self._lost: asyncio.Future[IroncartError] | None = None
         self._closing = False
         self._pings: set[asyncio.Future[None]] = set()

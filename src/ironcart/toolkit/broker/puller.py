@@ -16,7 +16,6 @@ from functools import partial
 import msgspec
 import structlog
 from msgspec import Struct, field
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ironcart.toolkit.broker.connection import NOT_NOW, Broker
@@ -50,20 +49,20 @@ class Delivery(Struct):
     taken_at: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def from_message(cls, message: Msg) -> "Delivery":
+    def read(cls, subject: str, reply: str, body: bytes, headers: Mapping[str, str]) -> "Delivery":
         """Read the reply subject: `$JS.ACK.[domain.account.]stream.consumer.n.seq.cseq.at.left`."""
-        tokens = message.reply.split(".")
+        tokens = reply.split(".")
         at = 2 if len(tokens) == 9 else 4
         stream, _, delivered, stream_seq, _, stored_ns = tokens[at : at + 6]
         return cls(
             stream,
             int(stream_seq),
-            message.subject,
-            message.data,
-            message.headers or {},
+            subject,
+            body,
+            headers,
             int(delivered),
             int(stored_ns) / NS_PER_S,
-            message.reply,
+            reply,
         )
 
 
@@ -214,7 +213,7 @@ class Puller:
         inbox = self._broker.client.new_inbox()
         line = _Line(inbox, None)  # type: ignore[arg-type] # it is there in a moment
         receive = partial(self._receive, line)
-        line.subscription = await self._broker.client.subscribe(inbox, cb=receive)
+        line.subscription = await self._broker.client.listen(inbox, receive)
         return line
 
     async def _close(self, line: _Line) -> None:
@@ -277,16 +276,17 @@ class Puller:
             f"consumer {self.durable} of stream {self.stream} is gone: run `ironcart provision`"
         )
 
-    async def _receive(self, line: _Line, message: Msg) -> None:
+    def _receive(
+        self, line: _Line, subject: str, reply: str, body: bytes, headers: Mapping[str, str]
+    ) -> None:
         self._last_sign = time.monotonic()
-        if message.reply.startswith("$JS.ACK."):
+        if reply.startswith("$JS.ACK."):
             line.asked = max(0, line.asked - 1)
-            self._ready.append(Delivery.from_message(message))
+            self._ready.append(Delivery.read(subject, reply, body, headers))
             self._arrived.set()
             if line.asked == 0:
                 self._wake.set()
             return
-        headers = message.headers or {}
         self._note_status(line, headers.get("Status", ""), headers)
         self._wake.set()
 

@@ -134,6 +134,7 @@ class Consumer:
             if commit is not None:  # The last one is settled with the batch.
                 await self._chassis.outbox.publish(commit)
                 commit = None
+            verdicts += [Ack(delivery, "own") for delivery in part.own]
             if part.terms:
                 async with self._chassis.database.transaction() as connection:
                     new = await parking.set_aside(connection, part.terms)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ironcart.toolkit.broker import Delivery
 from ironcart.toolkit.loop.parking import known_as
-from ironcart.toolkit.loop.reading import kind_of, read
+from ironcart.toolkit.loop.reading import is_told_by, kind_of, read
 from ironcart.toolkit.loop.subscriptions import Message, Subscription
 from ironcart.toolkit.loop.verdicts import Term
 from ironcart.toolkit.outcomes import Poison
@@ -13,8 +13,9 @@ from ironcart.toolkit.outcomes import Poison
 
 @dataclass(slots=True)
 class Part:
-    """Messages to be set aside first, and messages to be dealt with then."""
+    """Messages to be set aside first, those to be dealt with then, and our own words."""
 
+    own: list[Delivery] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
 
@@ -26,6 +27,9 @@ def parts(batch: Sequence[Delivery], subscription: Subscription) -> Iterator[Par
     """
     part, seen = Part(), set[str]()
     for delivery in batch:
+        if subscription.own and is_told_by(subscription.own, delivery.body):
+            part.own.append(delivery)
+            continue
         try:
             message = read(delivery, subscription.kinds, subscription.aggregate_of)
         except Poison as error:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.broker import Delivery
 from ironcart.toolkit.deadletters import UNKNOWN_TYPE
-from ironcart.toolkit.envelope import Envelope, Name, decode, decode_data
+from ironcart.toolkit.envelope import Envelope, Name, decode, decode_data, event_id
 from ironcart.toolkit.history import Cause
 from ironcart.toolkit.loop.subscriptions import Message
 from ironcart.toolkit.outcomes import Poison
@@ -38,6 +38,14 @@ def read(
     context = telemetry.context(delivery.headers, envelope.trace_id)
     cause = Cause(envelope.trace_id, context, envelope.id)
     return Message(envelope.key, envelope, data, delivery, cause)
+
+
+def is_told_by(owner: str, body: bytes) -> bool:
+    """Whether a message is an event of this owner's own history: then its id says so."""
+    envelope = envelope_of(body)
+    if envelope is None or not isinstance(envelope.version, int):
+        return False
+    return envelope.id == str(event_id(owner, envelope.aggregate_id, envelope.version))
 
 
 def envelope_of(body: bytes) -> Envelope | None:

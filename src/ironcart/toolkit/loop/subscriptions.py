@@ -36,13 +36,15 @@ class Subscription:
     """A durable consumer and who deals with its messages.
 
     `kinds` are the structs it understands by subject; what is anything else is parked, and so is
-    an event whose data is not about its aggregate, by `aggregate_of`.
+    an event whose data is not about its aggregate, by `aggregate_of`. What `own` has told, if that
+    is given, is acknowledged unread: its history knows.
     """
 
     durable: Durable
     kinds: Mapping[str, type[Struct]]
     aggregate_of: Callable[[Any], str]
     handle: Handler
+    own: str = ""
 
 
 @dataclass(frozen=True, slots=True)

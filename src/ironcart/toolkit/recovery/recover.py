@@ -164,9 +164,12 @@ class Recovery:
     async def _saw(self, stream: str, message: Stored) -> bool:
         seen = SEEN_BY_INBOX if self._memory is None else self._memory.seen
         try:
-            key = decode(message.body).key
+            envelope = decode(message.body)
         except Poison:
             return True  # It was set aside, or kept as it is: nothing was decided on it.
+        key, place = envelope.key, (envelope.aggregate_id, envelope.version or 0)
+        if key == event_id(self._history.owner, *place):
+            return place in await self._there([place])
         return await self._database.fetchrow(seen, key, stream, message.seq) is not None
 
     async def _fold(self, *, again: bool) -> int:

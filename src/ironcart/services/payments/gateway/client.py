@@ -6,6 +6,7 @@ from typing import Any
 
 import aiohttp
 import stripe
+from stripe import _api_requestor
 
 from ironcart.toolkit.outcomes import Refused, Unavailable
 from ironcart.toolkit.resilience import Breaker
@@ -17,8 +18,16 @@ NOT_FOUND = 404
 
 Object = Mapping[str, Any]
 
+
+def _unheard(*_: Any, **__: Any) -> None:
+    """Log nothing."""
+
+
 # Off: it puts facts about this machine into every request, and costs a tenth of each call.
 stripe.enable_telemetry = False
+# It also formats four lines of its own log for each call, whether anybody listens or not: a sixth
+# of the SDK's time. What it would say of an error is in the error.
+vars(_api_requestor).update(log_info=_unheard, log_debug=_unheard)
 
 
 class StoredFailure(Exception):

@@ -17,6 +17,7 @@ from ironcart.events import (
     Item,
     Quantity,
     minor_units,
+    money,
 )
 from ironcart.toolkit.envelope import NAME_PATTERN, Name
 from ironcart.toolkit.http import Fault
@@ -130,6 +131,39 @@ def check(body: bytes, *, currency: str) -> Draft | list[Fault]:
 
     `currency` is used when the body names none. Raises `msgspec.DecodeError` when it is not JSON.
     """
+    return read_usual(body, currency) or read_carefully(body, currency)
+
+
+_orders = msgspec.json.Decoder(PostOrder)
+
+
+def read_usual(body: bytes, currency: str) -> Draft | None:
+    """Read an order in which nothing is wrong, in a fifth of the time; None when it is another."""
+    try:
+        order = _orders.decode(body)
+        used = currency if order.currency is UNSET else order.currency
+        prices = [minor_units(item.unit_price, used) for item in order.items]
+        amount = None if order.amount is UNSET else minor_units(order.amount, used)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    total = sum(price * item.quantity for price, item in zip(prices, order.items, strict=True))
+    if not 1 <= total <= AMOUNT_MINOR_UNITS_MAX or amount not in (None, total):
+        return None
+    contact = None
+    if order.email is not UNSET:
+        if not _can_be_mailed(order.email):
+            return None
+        contact = Contact(order.email, "" if order.name is UNSET else order.name)
+    items = tuple(
+        Item(item.sku, item.quantity, money(price, used))
+        for price, item in zip(prices, order.items, strict=True)
+    )
+    method = None if order.payment_method is UNSET else order.payment_method
+    return Draft(order.customer_id, used, total, items, method, contact)
+
+
+def read_carefully(body: bytes, currency: str) -> Draft | list[Fault]:
+    """Read an order field by field, so that each fault is named: as `check`."""
     checker = _Checker()
     try:
         fields = msgspec.json.decode(body, type=dict[str, Raw])
@@ -200,8 +234,7 @@ def _item(checker: _Checker, raw: Raw, at: str, currency: str) -> tuple[Item | N
     price = checker.minor(fields, "unit_price", at, currency) if "unit_price" in fields else None
     if sku is None or quantity is None or price is None:
         return None, 0
-    decimals = CURRENCIES[currency]
-    return Item(sku, quantity, Decimal(price).scaleb(-decimals)), price * quantity
+    return Item(sku, quantity, money(price, currency)), price * quantity
 
 
 def _can_be_mailed(email: str) -> bool:
@@ -217,8 +250,7 @@ def _agree(checker: _Checker, fields: Mapping[str, Raw], total: int, currency: s
         return
     amount = checker.minor(fields, "amount", "", currency)
     if amount is not None and not checker.faults and amount != total:
-        decimals = CURRENCIES[currency]
-        checker.wrong("/amount", f"the items come to {Decimal(total).scaleb(-decimals)}")
+        checker.wrong("/amount", f"the items come to {money(total, currency)}")
 
 
 def _escaped(name: str) -> str:

@@ -195,7 +195,7 @@ class Outside:
     async def redelivered(self) -> int:
         """Count deliveries that were repeats, over all consumers, since these were made."""
         async with self.broker() as client:
-            return sum([await _repeats(client, stream) for stream in STREAMS])
+            return sum([await repeats_of(client, stream) for stream in STREAMS])
 
     async def until(
         self, check: Callable[[], Awaitable[object]], within_s: float, every_s: float = LOOK_EVERY_S
@@ -220,7 +220,7 @@ async def _api(client: Client, subject: str, body: Any = None) -> dict[str, Any]
     return found
 
 
-async def _repeats(client: Client, stream: str) -> int:
+async def repeats_of(client: Client, stream: str) -> int:
     """Deliveries minus messages delivered, for the consumers of a stream.
 
     Both are asked for until nothing has been stored in between.

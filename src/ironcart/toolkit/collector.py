@@ -21,18 +21,18 @@ WAITING_MAX = 10_000
 class Pace:
     """Says how long to wait for company, so that batches grow when there is much to do.
 
-    A batch of one, as in a quiet hour, makes the next wait for nothing. Else the next waits as
-    long as the last took, up to `wait_s_max`: each batch costs much the same, whatever its size, so
-    on a busy machine this is what keeps the cost of a message down.
+    A batch of one, as in a quiet hour, makes the next wait for nothing. Else the next waits `rests`
+    times as long as the last took, up to `wait_s_max`: each batch costs much the same, whatever its
+    size, so on a busy machine this is what keeps the cost of a message down.
     """
 
-    def __init__(self, wait_s_max: float) -> None:
-        self._wait_s_max = wait_s_max
+    def __init__(self, wait_s_max: float, *, rests: float = 1.0) -> None:
+        self._wait_s_max, self._rests = wait_s_max, rests
         self.wait_s = 0.0
 
     def note(self, count: int, took_s: float) -> None:
         """Take in how large the last batch was, and how long it took."""
-        self.wait_s = min(took_s, self._wait_s_max) if count > 1 else 0.0
+        self.wait_s = min(self._rests * took_s, self._wait_s_max) if count > 1 else 0.0
 
 
 class Forecast:

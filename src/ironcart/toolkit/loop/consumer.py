@@ -24,6 +24,9 @@ BATCH_MESSAGES_MAX = 500
 MESSAGES_IN_HAND_MAX = 2_000
 SETTLING_BATCHES_MAX = 2
 LINGER_S_MAX = 0.1
+# Nobody waits for what is only recorded: it is taken in larger batches, with longer rests.
+RAW_LINGER_S_MAX = 0.5
+RAW_RESTS = 5.0
 OUTAGE_CHECK_S = 0.5
 RACES_MAX = 10
 
@@ -39,7 +42,8 @@ class Consumer:
         )
         self.label = f"{durable.name}/{durable.stream}"
         self._stopping = asyncio.Event()
-        self._pace = Pace(LINGER_S_MAX)
+        raw = isinstance(subscription, RawSubscription)
+        self._pace = Pace(RAW_LINGER_S_MAX, rests=RAW_RESTS) if raw else Pace(LINGER_S_MAX)
         self._oldest_stored_at: float | None = None
 
     def stop(self) -> None:

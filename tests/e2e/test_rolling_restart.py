@@ -1,0 +1,211 @@
+"""A rolling restart of every service under load: no order lost, no error but a reset, no repeat.
+
+As Kubernetes does it: a second replica becomes ready, the first is asked to go (SIGTERM), and
+whoever spreads the requests hears from `/ready` that it is going. Then the same with the second.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import nats
+import pytest
+
+from chaos.outside import repeats_of
+from ironcart.embedded.ports import SERVICES, free_port
+from shopping import Shop, System, order, until
+
+RATE = 30.0
+ATTEMPTS_MAX = 20
+AGAIN_S = 0.1
+STREAMS = ("ORDERS", "INVENTORY", "PAYMENTS", "NOTIFICATIONS")
+# What a drain may take, and a little.
+GONE_WITHIN_S = 45.0
+READY_WITHIN_S = 60.0
+CHUNK_BYTES = 65_536
+TEST_TIMEOUT_S = 400
+
+
+class Spread:
+    """Stands where a load balancer does: a new connection goes to one of those that are ready."""
+
+    def __init__(self) -> None:
+        self.ready: list[tuple[str, int]] = []
+        self.url = ""
+        self._next = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _connected(self, read: asyncio.StreamReader, write: asyncio.StreamWriter) -> None:
+        self._next += 1
+        host, port = self.ready[self._next % len(self.ready)]
+        try:
+            there, back = await asyncio.open_connection(host, port)
+        except OSError:
+            write.transport.abort()
+            return
+        await asyncio.gather(_pipe(read, back), _pipe(there, write))
+
+
+async def _pipe(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await source.read(CHUNK_BYTES):
+            target.write(data)
+            await target.drain()
+    target.close()
+
+
+class Customers:
+    """Place orders by the clock, each under its own key; only a reset makes them try again."""
+
+    def __init__(self, spread: Spread, sku: str) -> None:
+        self._spread, self._sku = spread, sku
+        self.placed: list[str] = []
+        self.statuses: Counter[int] = Counter()
+        self.resets = 0
+        self.over = asyncio.Event()
+
+    async def shop(self) -> None:
+        # A connection for each order: a restart then meets as many new ones as can be.
+        connector = aiohttp.TCPConnector(force_close=True, limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as g:
+            while not self.over.is_set():
+                g.create_task(self._place(session))
+                await asyncio.sleep(1 / RATE)
+
+    async def _place(self, session: aiohttp.ClientSession) -> None:
+        headers = {"Idempotency-Key": secrets.token_hex(8)}
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                async with session.post(
+                    f"{self._spread.url}/orders", json=order(self._sku), headers=headers
+                ) as answer:
+                    self.statuses[answer.status] += 1
+                    body = await answer.json()
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                self.resets += 1
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if answer.status == 202:
+                self.placed.append(body["order_id"])
+            return
+
+
+class Replica:
+    """A second process of a service, configured as the one that `up` runs."""
+
+    def __init__(self, system: System, service: str) -> None:
+        self.service, self.port = service, free_port()
+        pid = system.run["services"][service]["pids"][0]
+        raw = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+        self._environ = dict(line.split("=", 1) for line in raw if "=" in line)
+        self._environ["IRONCART_PORT"] = str(self.port)
+        self._log = system.folder / "logs" / f"{service}-second.log"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        with self._log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "ironcart.cli", "run", self.service),
+                env=self._environ,
+                stderr=log,
+            )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def is_ready(port: int) -> bool:
+    with suppress(aiohttp.ClientError, OSError):
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{port}/ready") as answer,
+        ):
+            return answer.status == 200
+    return False
+
+
+async def redelivered(system: System) -> int:
+    client = await nats.connect(system.run["nats"]["urls"])
+    try:
+        return sum([await repeats_of(client, stream) for stream in STREAMS])
+    finally:
+        await client.close()
+
+
+@pytest.mark.timeout(TEST_TIMEOUT_S)
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads a process's environment")
+async def test_every_service_is_restarted_under_load_and_nobody_notices(
+    system: System, shop: Shop
+) -> None:
+    spread, sku = Spread(), await shop.stocked(100_000)
+    at_first = urlsplit(system.url("orders")).port or 0
+    spread.ready = [("127.0.0.1", at_first)]
+    customers = Customers(spread, sku)
+    repeats_before = await redelivered(system)
+
+    async with spread.serving(), asyncio.TaskGroup() as group:
+        group.create_task(customers.shop())
+        for service in SERVICES:
+            await roll(system, service, spread)
+        customers.over.set()
+
+    assert customers.statuses == {202: len(customers.placed)}, customers.statuses
+    assert len(customers.placed) > RATE * len(SERVICES)
+    for order_id in customers.placed[-3:]:
+        assert (await shop.ended(order_id, 60))["status"] == "confirmed"
+    system.verify()
+    repeats = await redelivered(system) - repeats_before
+    sys.stderr.write(
+        f"{len(customers.placed)} orders, {customers.resets} resets, {repeats} delivered again\n"
+    )
+    assert repeats == 0
+
+
+async def roll(system: System, service: str, spread: Spread) -> None:
+    """Replace the process of a service by another, and that one by a third."""
+    port = urlsplit(system.url(service)).port or 0
+    second = Replica(system, service)
+    async with second.running() as process:
+        await until(lambda: is_ready(second.port), READY_WITHIN_S)
+        first = system.run["services"][service]["pids"][0]
+        await leave(service, spread, port, second.port, first)
+
+        async def replaced() -> bool:
+            return system.run["services"][service]["pids"] != [first] and await is_ready(port)
+
+        await until(replaced, READY_WITHIN_S)
+        await leave(service, spread, second.port, port, process.pid)
+        async with asyncio.timeout(GONE_WITHIN_S):
+            assert await process.wait() == 0, f"{service} did not drain"
+
+
+async def leave(service: str, spread: Spread, going: int, staying: int, pid: int) -> None:
+    """Ask a process to go; requests are spread over both until it says that it is not ready."""
+    if service == "orders":
+        spread.ready = [("127.0.0.1", going), ("127.0.0.1", staying)]
+    os.kill(pid, 15)
+
+    async def going_away() -> bool:
+        return not await is_ready(going)
+
+    await until(going_away, GONE_WITHIN_S)
+    if service == "orders":
+        spread.ready = [("127.0.0.1", staying)]

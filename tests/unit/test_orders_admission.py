@@ -9,7 +9,14 @@ import pytest
 
 from ironcart.services.orders.api import Changes, Door, Doorstep
 from ironcart.services.orders.api import following as follow
-from ironcart.services.orders.handlers.admit import Limits, Load, refusal
+from ironcart.services.orders.handlers.admit import (
+    BUSY_LAG_S,
+    GIVE_WAY_S_MAX,
+    Limits,
+    Load,
+    give_way,
+    refusal,
+)
 from ironcart.toolkit.collector import Collector, Forecast
 from ironcart.toolkit.http import Problem
 from ironcart.toolkit.http.problems import retry_after
@@ -171,3 +178,44 @@ def test_there_is_a_limit_to_followers(monkeypatch: pytest.MonkeyPatch) -> None:
     with changes.following("A"):
         assert changes.full
     assert not changes.full
+
+
+def test_accepting_gives_way_more_and_more_while_the_machine_is_busy_and_fewer_end() -> None:
+    wait_s = 0.0
+    for _ in range(3):
+        before, wait_s = wait_s, give_way(wait_s, lag_s=2 * BUSY_LAG_S, accepted=200, ended=100)
+        assert wait_s > before
+    for _ in range(20):
+        wait_s = give_way(wait_s, lag_s=1.0, accepted=200, ended=0)
+    assert wait_s == GIVE_WAY_S_MAX
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "accepted", "ended"), [(0.001, 200, 0), (1.0, 100, 100), (1.0, 0, 0)]
+)
+def test_accepting_goes_on_when_more_end_or_when_they_wait_for_something_else(
+    lag_s: float, accepted: int, ended: int
+) -> None:
+    wait_s = GIVE_WAY_S_MAX
+    for _ in range(10):
+        wait_s = give_way(wait_s, lag_s=lag_s, accepted=accepted, ended=ended)
+    assert wait_s == 0.0
+
+
+async def test_a_collector_rests_before_each_batch_for_as_long_as_it_is_told() -> None:
+    loop, rest_s, began = asyncio.get_running_loop(), 0.2, list[float]()
+
+    async def commit(items: Sequence[int]) -> Sequence[int]:
+        began.append(loop.time())
+        return items
+
+    collector: Collector[int, int] = Collector(commit, batch_max=10, rest_s=lambda: rest_s)
+    running = asyncio.create_task(collector.run())
+    asked = loop.time()
+    assert await collector.submit(1) == 1
+    assert began[0] - asked >= rest_s
+    rest_s = 0.0
+    asked = loop.time()
+    await collector.submit(2)
+    assert began[1] - asked < 0.2
+    running.cancel()

@@ -86,7 +86,8 @@ class Collector(Generic[T, R]):
     raises, every caller of that batch gets the exception. `lanes` batches run at once. Beyond
     `waiting_max` items in hand `submit` raises `Unavailable`. What has waited longer than
     `wait_s_max` for its batch to begin is given up in the same way, and is then never committed.
-    With a `linger_s_max` a busy one waits a little for company.
+    With a `linger_s_max` a busy one waits a little for company; `rest_s` says for how many seconds
+    it rests before each batch, so that others can go first.
     """
 
     def __init__(
@@ -98,10 +99,11 @@ class Collector(Generic[T, R]):
         waiting_max: int = WAITING_MAX,
         wait_s_max: float | None = None,
         linger_s_max: float = 0.0,
+        rest_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._pace, self._forecast = Pace(linger_s_max), Forecast()
         self._wait_s_max = wait_s_max
-        self._commit = commit
+        self._commit, self._rest_s = commit, rest_s
         self._batch_max, self._lanes, self._waiting_max = batch_max, lanes, waiting_max
         self._waiting: deque[_Entry[T, R]] = deque()
         self._arrived = asyncio.Event()
@@ -163,7 +165,9 @@ class Collector(Generic[T, R]):
             while not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
-            if self._pace.wait_s and len(self._waiting) < self._batch_max:
+            if rest_s := self._rest_s():
+                await asyncio.sleep(rest_s)
+            elif self._pace.wait_s and len(self._waiting) < self._batch_max:
                 await asyncio.sleep(self._pace.wait_s)
             if not (batch := self._take()):
                 continue

@@ -33,6 +33,7 @@ from ironcart.services.orders.api import (
     Door,
     Doorstep,
     Follower,
+    GiveWay,
     Reads,
     endpoints,
     looking,
@@ -106,6 +107,7 @@ def new_order_id() -> str:
 def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiring:
     """Wire orders."""
     changes, doorstep, limits = Changes(), Doorstep(), settings.limits
+    giving_way = GiveWay()
     vault_database = Database(settings.vault_database_url, "vault", f"{NAME}/vault")
     vault = Vault(vault_database, settings.master_key)
 
@@ -123,7 +125,7 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
             door.failed(error)
             raise
         door.committed()
-        _count_answers(answers)
+        giving_way.accepted(_count_answers(answers))
         return answers
 
     collector: Collector[Request, Verdict] = Collector(
@@ -131,6 +133,7 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
         batch_max=ACCEPT_BATCH_MAX,
         waiting_max=limits.in_hand,
         wait_s_max=limits.commit_wait_s,
+        rest_s=lambda: giving_way.wait_s,
     )
     door = Door(collector, doorstep, limits)
     reads = Reads(chassis.database)
@@ -145,10 +148,16 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
         currency=settings.currency,
         commit_wait_s_max=limits.commit_wait_s,
     )
-    told = Told(changes.tell, _count_finished, _log_contradiction, _log_conflict)
+
+    def ended(orders: Sequence[tuple[str, float]]) -> None:
+        giving_way.ended(len(orders))
+        _count_finished(orders)
+
+    told = Told(changes.tell, ended, _log_contradiction, _log_conflict)
     handle = partial(advance, history=chassis.history, told=told, currency=settings.currency)
     adopting = partial(adopt, history=chassis.history, told=told, currency=settings.currency)
-    loops: list[Loop] = [follower, looking(chassis, doorstep, ORDERS.stream, limits.open_orders)]
+    at_the_door = looking(chassis, doorstep, ORDERS.stream, limits.open_orders)
+    loops: list[Loop] = [follower, at_the_door, giving_way]
     if settings.orders_expire_after_s:
         loops.append(expiring(chassis, changes, settings.orders_expire_after_s))
     return Wiring(
@@ -182,10 +191,12 @@ def expiring(chassis: Chassis, changes: Changes, after_s: float) -> Rounds:
     return Rounds("let orders expire", EXPIRE_EVERY_S, step)
 
 
-def _count_answers(answers: Sequence[Verdict]) -> None:
-    accepted.inc(sum(isinstance(each, Answer) and not each.replayed for each in answers))
+def _count_answers(answers: Sequence[Verdict]) -> int:
+    count = sum(isinstance(each, Answer) and not each.replayed for each in answers)
+    accepted.inc(count)
     if damaged := sum(isinstance(each, Unsealed) for each in answers):
         structlog.get_logger().error("A customer's key in the vault is damaged", orders=damaged)
+    return count
 
 
 def _count_finished(ended: Sequence[tuple[str, float]]) -> None:

@@ -6,6 +6,7 @@ from ironcart.services.orders.api.following import COMMENT_EVERY_S, Changes, Fol
 from ironcart.services.orders.api.headers import read_wait_s
 from ironcart.services.orders.api.reads import Reads
 from ironcart.services.orders.api.routes import Api
+from ironcart.services.orders.api.yielding import GiveWay
 
 __all__ = [
     "COMMENT_EVERY_S",
@@ -14,6 +15,7 @@ __all__ = [
     "Door",
     "Doorstep",
     "Follower",
+    "GiveWay",
     "Reads",
     "endpoints",
     "looking",

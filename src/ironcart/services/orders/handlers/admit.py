@@ -15,6 +15,11 @@ OPEN_MAX = 1_000_000
 STREAM_FILL_MAX = 0.95
 # For what a person has to mend.
 LONG_S = 15.0
+# A machine on which tasks wake this late has more to do than it can.
+BUSY_LAG_S = 0.02
+# Well below what a caller may have to wait for a commit: giving way refuses nobody.
+GIVE_WAY_S_MAX = 0.4
+GIVE_WAY_S_FIRST = 0.01
 
 RETRY = "send it again after Retry-After seconds, with the same Idempotency-Key"
 
@@ -87,6 +92,18 @@ def refusal(load: Load, limits: Limits) -> Refusal | None:
     elif load.open_orders >= limits.open_orders:
         found = _ours("backlog", f"{load.open_orders} orders have not ended", LONG_S)
     return found
+
+
+def give_way(wait_s: float, *, lag_s: float, accepted: int, ended: int) -> float:
+    """How long accepting rests before its next batch, after having rested `wait_s` for a while.
+
+    Where the machine is what all compete for, later stages go first: else more and more orders are
+    begun, and fewer and fewer end. Where they wait for something else, a gateway say, resting would
+    help nobody: then tasks wake in time.
+    """
+    if lag_s > BUSY_LAG_S and accepted > ended:
+        return min(GIVE_WAY_S_MAX, 2 * wait_s + GIVE_WAY_S_FIRST)
+    return wait_s / 2 if wait_s > GIVE_WAY_S_FIRST else 0.0
 
 
 def _ours(reason: str, detail: str, retry_after_s: float) -> Refusal:

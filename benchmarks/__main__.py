@@ -1,41 +1,230 @@
-"""`python -m benchmarks`: measures on this machine, and says what it found."""
+"""`python -m benchmarks [NAME ...]`: measures on this machine, and says what it found.
+
+Without names all of it, in order, which takes an hour or so; `gate` alone is what CI asks, under
+three minutes. Exit 0 when everything named was measured, 1 when something was not or a ratio of the
+gate is broken. Results are kept by name: those of other names in the report stay as they are.
+"""
 
 import argparse
 import asyncio
+import importlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import uvloop
 
+from benchmarks import edge, outage, page, prices, sizes
 from benchmarks.bed import Bed, CannotMeasure
-from benchmarks.endtoend import closed, open_loop, warm_up
+from benchmarks.endtoend import S_PER_MIN, Spell, closed, open_loop, warm_up
+from benchmarks.machine import facts
+from chaos.report import put_between
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = "performance.md"
+REPORT = "report.json"
+# What a comparison of many spells can afford of the length of one.
+SPELL_SHARE = 1 / 3
+GATE = "gate"
+
+
+class Found(Protocol):
+    """What every scenario returns."""
+
+    def lines(self) -> list[str]:
+        """Say it to a person."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Say it to a machine."""
+
+
+@dataclass(slots=True)
+class EndToEnd:
+    """The most that goes through, and how long orders wait at shares of it."""
+
+    closed: Spell
+    open: list[tuple[float, float, Spell]] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return it for a person."""
+        found = ["closed loop", *self.closed.lines()]
+        for share, rate, spell in self.open:
+            found += [f"open loop, {share:.0%}: {rate:.0f}/s", *spell.lines()]
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for a machine."""
+        shares = [
+            {"share": share, "rate": round(rate, 1), "spell": spell.as_json()}
+            for share, rate, spell in self.open
+        ]
+        return {"closed": self.closed.as_json(), "open": shares}
+
+
+async def _endtoend(given: argparse.Namespace) -> Found:
+    async with Bed() as bed:
+        await warm_up(bed)
+        found = EndToEnd(await closed(bed, given.seconds, given.connections))
+        for share in given.shares:
+            rate = share * found.closed.per_minute / S_PER_MIN
+            found.open.append((share, rate, await open_loop(bed, rate, given.seconds / 2)))
+    return found
+
+
+async def _batches(given: argparse.Namespace) -> Found:
+    return await prices.batches(given.seconds, connections=given.connections, rounds=given.rounds)
+
+
+async def _prices(given: argparse.Namespace) -> Found:
+    return await prices.measure(given.seconds, connections=given.connections, rounds=given.rounds)
+
+
+async def _outage(given: argparse.Namespace) -> Found:
+    return await outage.measure(given.outage, rate=given.rate, seconds=given.seconds)
+
+
+async def _sizes(given: argparse.Namespace) -> Found:
+    return await sizes.measure(
+        given.seconds,
+        connections=given.connections,
+        sizes=sizes.FULL_SIZES if given.full else sizes.SIZES,
+        rounds=given.rounds,
+        lag_events=given.events,
+    )
+
+
+async def _edge(given: argparse.Namespace) -> Found:
+    return await edge.measure(given.seconds, given.connections)
+
+
+async def _gate(given: argparse.Namespace) -> Found:
+    return await prices.gate(connections=given.connections)
+
+
+def _by_name(module: str, function: str) -> Callable[[argparse.Namespace], Awaitable[Found]]:
+    """A scenario that needs what only it needs: imported when it is asked for."""
+
+    async def scenario(_: argparse.Namespace) -> Found:
+        found: Found = await getattr(importlib.import_module(module), function)()
+        return found
+
+    return scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What to run, which settings it heeds, and which part of --seconds one of its spells takes."""
+
+    run: Callable[[argparse.Namespace], Awaitable[Found]]
+    heeds: tuple[str, ...] = ()
+    share: float = SPELL_SHARE
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "endtoend": Scenario(_endtoend, ("seconds", "connections", "shares"), 1.0),
+    "batches": Scenario(_batches, ("seconds", "connections", "rounds")),
+    "peer": Scenario(_by_name("benchmarks.peer", "measure")),
+    "floor": Scenario(_by_name("benchmarks.floor", "measure")),
+    "outage": Scenario(_outage, ("outage", "rate")),
+    "sizes": Scenario(_sizes, ("seconds", "connections", "rounds", "full", "events")),
+    "prices": Scenario(_prices, ("seconds", "connections", "rounds")),
+    "edge": Scenario(_edge, ("seconds", "connections")),
+    GATE: Scenario(_gate, ("connections",)),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of each spell")
-    parser.add_argument("--connections", type=int, default=256)
-    parser.add_argument("--shares", type=float, nargs="*", default=[0.3, 0.5, 0.7])
+    parser = _arguments()
     given = parser.parse_args(argv)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(given))
-    except CannotMeasure as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if unknown := sorted(set(given.names) - set(SCENARIOS)):
+        parser.error(f"no such thing to measure: {', '.join(unknown)}")
+    broken = False
+    for name in given.names or [name for name in SCENARIOS if name != GATE]:
+        print(f"{name} ...", flush=True)
+        try:
+            entry = _measured(name, given)
+        except (CannotMeasure, OSError, TimeoutError) as error:
+            said = str(error) or type(error).__name__
+            print(f"benchmarks: {name}: {said}", file=sys.stderr, flush=True)
+            broken = True
+            continue
+        print(*entry["lines"], sep="\n", flush=True)
+        broken |= bool(entry["result"].get("complaints"))
+        keep(name, entry, given.out)
+    if given.write_docs:
+        write_docs(given.out, DOCS)
+    return int(broken)
 
 
-async def _run(given: argparse.Namespace) -> None:
-    async with Bed() as bed:
-        await warm_up(bed)
-        most = await closed(bed, given.seconds, given.connections)
-        print("closed loop", *most.lines(), sep="\n", flush=True)
-        for share in given.shares:
-            rate = share * most.per_minute / 60
-            spell = await open_loop(bed, rate, given.seconds / 2)
-            print(f"open loop, {share:.0%}: {rate:.0f}/s", *spell.lines(), sep="\n", flush=True)
+def _measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Run one scenario; returns what is kept of it."""
+    scenario, where = SCENARIOS[name], facts()
+    own = argparse.Namespace(**{**vars(given), "seconds": given.seconds * scenario.share})
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(_run(scenario, own))
+    heeded = {key: getattr(own, key) for key in scenario.heeds}
+    return {
+        "facts": where,
+        "settings": {key: value for key, value in heeded.items() if value is not None},
+        "result": found.as_json(),
+        "lines": found.lines(),
+    }
+
+
+async def _run(scenario: Scenario, given: argparse.Namespace) -> Found:
+    return await scenario.run(given)
+
+
+def keep(name: str, entry: Mapping[str, Any], out: Path) -> None:
+    """Put a result into the report, in place of an earlier one of that name."""
+    out.mkdir(parents=True, exist_ok=True)
+    report = out / REPORT
+    results = kept(out) | {name: entry}
+    fresh = report.with_suffix(".new")
+    fresh.write_text(json.dumps({"results": results}, indent=1) + "\n")
+    fresh.replace(report)
+
+
+def kept(out: Path) -> dict[str, Any]:
+    """Read what the report holds."""
+    report = out / REPORT
+    found: dict[str, Any] = json.loads(report.read_text())["results"] if report.exists() else {}
+    return found
+
+
+def write_docs(out: Path, docs: Path) -> None:
+    """Put the figures of the report into the page, and its plots beside it."""
+    results = kept(out)
+    for marker, lines in page.sections(results).items():
+        put_between(marker, lines, docs / PAGE)
+    for name, drawn in page.plots(results).items():
+        (docs / name).write_text(drawn)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="the long spell; others take a part of it"
+    )
+    parser.add_argument("--connections", type=int, default=256, help="callers in closed loop")
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.3, 0.5, 0.7])
+    parser.add_argument("--rounds", type=int, default=2, help="of what is compared in turns")
+    parser.add_argument("--outage", type=float, default=outage.LASTS_S, help="its seconds")
+    parser.add_argument("--rate", type=float, help="orders a second during the outage")
+    parser.add_argument("--full", action="store_true", help="a million orders, too (20 GB of disk)")
+    parser.add_argument("--events", type=int, default=sizes.LAG_EVENTS, help="of backlog; 0: none")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="for report.json")
+    parser.add_argument("--write-docs", action="store_true", help=f"the figures into docs/{PAGE}")
+    return parser
 
 
 if __name__ == "__main__":

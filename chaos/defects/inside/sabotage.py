@@ -8,9 +8,10 @@ import os
 import random
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 Break = Callable[[Any], None]
 SKIPPED_EVERY = 7

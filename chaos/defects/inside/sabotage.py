@@ -100,7 +100,7 @@ def cancel_believed(module: Any) -> None:
 def refund_believed(module: Any) -> None:
     """Money counts as given back without the gateway having been asked."""
 
-    async def refund(_self: Any, *_: Any) -> Any:
+    async def refund(_self: Any, *_: Any, **__: Any) -> Any:
         return module.Refunded()
 
     module.Gateway.refund = refund

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -111,25 +111,8 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
     vault_database = Database(settings.vault_database_url, "vault", f"{NAME}/vault")
     vault = Vault(vault_database, settings.master_key)
 
-    async def commit(requests: Sequence[Request]) -> list[Verdict]:
-        try:
-            answers = await accept(
-                requests,
-                database=chassis.database,
-                vault=vault,
-                history=chassis.history,
-                publish=chassis.outbox.hand_over,
-                new_id=new_order_id,
-            )
-        except Unavailable as error:
-            door.failed(error)
-            raise
-        door.committed()
-        giving_way.accepted(_count_answers(answers))
-        return answers
-
     collector: Collector[Request, Verdict] = Collector(
-        commit,
+        accepting(chassis, vault, giving_way, lambda: door),
         batch_max=ACCEPT_BATCH_MAX,
         waiting_max=limits.in_hand,
         wait_s_max=limits.commit_wait_s,
@@ -172,6 +155,31 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
         accepts_without_broker=True,
         close=[vault_database.close],
     )
+
+
+def accepting(
+    chassis: Chassis, vault: Vault, giving_way: GiveWay, door: Callable[[], Door]
+) -> Callable[[Sequence[Request]], Awaitable[list[Verdict]]]:
+    """Accept a batch of orders, and tell those who look at how that goes."""
+
+    async def commit(requests: Sequence[Request]) -> list[Verdict]:
+        try:
+            answers = await accept(
+                requests,
+                database=chassis.database,
+                vault=vault,
+                history=chassis.history,
+                publish=chassis.outbox.hand_over,
+                new_id=new_order_id,
+            )
+        except Unavailable as error:
+            door().failed(error)
+            raise
+        door().committed()
+        giving_way.accepted(_count_answers(answers))
+        return answers
+
+    return commit
 
 
 def expiring(chassis: Chassis, changes: Changes, after_s: float) -> Rounds:

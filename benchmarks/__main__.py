@@ -126,7 +126,7 @@ class Scenario:
 SCENARIOS: Mapping[str, Scenario] = {
     "endtoend": Scenario(_endtoend, ("seconds", "connections", "shares"), 1.0),
     "batches": Scenario(_batches, ("seconds", "connections", "rounds")),
-    "peer": Scenario(_by_name("benchmarks.peer", "measure")),
+    "peer": Scenario(_by_name("benchmarks.peer", "compare")),
     "floor": Scenario(_by_name("benchmarks.floor", "measure")),
     "outage": Scenario(_outage, ("outage", "rate")),
     "sizes": Scenario(_sizes, ("seconds", "connections", "rounds", "full", "events")),

@@ -97,7 +97,7 @@ class Crowd:
             while (due := began + number / rate) <= time.monotonic():
                 number += 1
                 if self._free:
-                    self._free.pop().say(self._next(), due)
+                    self._free.pop(0).say(self._next(), due)
                 else:
                     sent.not_sent += 1
         sent.seconds = time.monotonic() - began

@@ -1,6 +1,7 @@
 """What of the benchmarks is pure: reading figures, judging them, writing the page."""
 
 import importlib.util
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -220,6 +221,13 @@ def test_a_result_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
 
     assert kept(tmp_path)["edge"]["result"] == {"new": 1}
     assert set(kept(tmp_path)) == {"edge", "floor"}
+
+
+@pytest.mark.parametrize(("module", "function"), [("peer", "compare"), ("floor", "measure")])
+def test_what_is_imported_late_is_there(module: str, function: str) -> None:
+    assert inspect.iscoroutinefunction(
+        getattr(importlib.import_module(f"benchmarks.{module}"), function)
+    )
 
 
 def test_an_unknown_name_is_refused_before_anything_starts() -> None:

@@ -230,6 +230,11 @@ def database_unsynced(module: Any) -> None:
     }
 
 
+def sessions_unsynced(module: Any) -> None:
+    """Nor do the services ask for more than the server has by default."""
+    del module._SESSION["synchronous_commit"]  # noqa: SLF001
+
+
 PAYMENTS = "ironcart.services.payments.gateway"
 ORDERS = "ironcart.services.orders.handlers.accept"
 AUDIT = "ironcart.services.audit.handlers"
@@ -261,6 +266,7 @@ DEFECTS: dict[str, dict[str, Break]] = {
     "broker acknowledges before syncing": {"ironcart.embedded.nats_server": broker_unsynced},
     "database commits before syncing, no recovery": {
         "ironcart.embedded.postgres": database_unsynced,
+        "ironcart.toolkit.database": sessions_unsynced,
         "ironcart.toolkit.recovery": no_recovery,
     },
 }

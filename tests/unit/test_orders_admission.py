@@ -191,15 +191,15 @@ def test_accepting_gives_way_more_and_more_while_the_machine_is_busy_and_fewer_e
 
 
 @pytest.mark.parametrize(
-    ("lag_s", "accepted", "ended"), [(0.001, 200, 0), (1.0, 100, 100), (1.0, 0, 0)]
+    ("lag_s", "accepted", "ended"), [(0.001, 200, 0), (1.0, 90, 100), (1.0, 0, 0)]
 )
 def test_accepting_goes_on_when_more_end_or_when_they_wait_for_something_else(
     lag_s: float, accepted: int, ended: int
 ) -> None:
     wait_s = GIVE_WAY_S_MAX
-    for _ in range(10):
+    for _ in range(100):
         wait_s = give_way(wait_s, lag_s=lag_s, accepted=accepted, ended=ended)
-    assert wait_s == 0.0
+    assert wait_s < 0.01
 
 
 async def test_a_collector_rests_before_each_batch_for_as_long_as_it_is_told() -> None:

@@ -15,11 +15,14 @@ OPEN_MAX = 1_000_000
 STREAM_FILL_MAX = 0.95
 # For what a person has to mend.
 LONG_S = 15.0
-# A machine on which tasks wake this late has more to do than it can.
-BUSY_LAG_S = 0.02
+# A machine on which tasks wake this late, on average, has more to do than it can.
+BUSY_LAG_S = 0.005
+# Of those that end, so many may be begun meanwhile: what has piled up grows less, slowly.
+BEGUN_SHARE = 0.95
 # Well below what a caller may have to wait for a commit: giving way refuses nobody.
 GIVE_WAY_S_MAX = 0.4
 GIVE_WAY_S_FIRST = 0.01
+GIVE_WAY_STEP, GIVE_WAY_BACK, GIVE_WAY_END = 1.3, 0.95, 0.8
 
 RETRY = "send it again after Retry-After seconds, with the same Idempotency-Key"
 
@@ -101,9 +104,11 @@ def give_way(wait_s: float, *, lag_s: float, accepted: int, ended: int) -> float
     begun, and fewer and fewer end. Where they wait for something else, a gateway say, resting would
     help nobody: then tasks wake in time.
     """
-    if lag_s > BUSY_LAG_S and accepted > ended:
-        return min(GIVE_WAY_S_MAX, 2 * wait_s + GIVE_WAY_S_FIRST)
-    return wait_s / 2 if wait_s > GIVE_WAY_S_FIRST else 0.0
+    if lag_s <= BUSY_LAG_S:
+        return wait_s * GIVE_WAY_END if wait_s > GIVE_WAY_S_FIRST else 0.0
+    if accepted > BEGUN_SHARE * ended:
+        return min(GIVE_WAY_S_MAX, GIVE_WAY_STEP * wait_s + GIVE_WAY_S_FIRST)
+    return wait_s * GIVE_WAY_BACK
 
 
 def _ours(reason: str, detail: str, retry_after_s: float) -> Refusal:

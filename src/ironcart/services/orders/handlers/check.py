@@ -134,7 +134,25 @@ def check(body: bytes, *, currency: str) -> Draft | list[Fault]:
     return read_usual(body, currency) or read_carefully(body, currency)
 
 
-_orders = msgspec.json.Decoder(PostOrder)
+class _UsualItem(PostItem, frozen=True, forbid_unknown_fields=True):
+    """Money is read from what was written: a string of digits would pass for a number else."""
+
+    unit_price: Raw  # type: ignore[assignment]
+
+
+class _UsualOrder(PostOrder, frozen=True, forbid_unknown_fields=True):
+    items: Annotated[list[_UsualItem], Meta(min_length=1, max_length=LINES_MAX)]  # type: ignore[assignment]
+    amount: Raw | UnsetType = UNSET  # type: ignore[assignment]
+
+
+_orders = msgspec.json.Decoder(_UsualOrder)
+
+
+def _units(raw: Raw, currency: str) -> int:
+    written = bytes(raw)
+    if not _PLAIN_NUMBER.match(written):
+        raise ValueError("not a plain number")
+    return minor_units(Decimal(written.decode()), currency)
 
 
 def read_usual(body: bytes, currency: str) -> Draft | None:
@@ -142,8 +160,8 @@ def read_usual(body: bytes, currency: str) -> Draft | None:
     try:
         order = _orders.decode(body)
         used = currency if order.currency is UNSET else order.currency
-        prices = [minor_units(item.unit_price, used) for item in order.items]
-        amount = None if order.amount is UNSET else minor_units(order.amount, used)
+        prices = [_units(item.unit_price, used) for item in order.items]
+        amount = None if order.amount is UNSET else _units(order.amount, used)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     total = sum(price * item.quantity for price, item in zip(prices, order.items, strict=True))

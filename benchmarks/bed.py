@@ -131,7 +131,7 @@ class Bed:
 
     def use(self) -> Use:
         """CPU of every part, children included."""
-        return Use({name: _cpu_s(pid) for name, pid in self.pids().items()})
+        return Use({name: cpu_s(pid) for name, pid in self.pids().items()})
 
     def memory_mb(self) -> dict[str, float]:
         """Resident megabytes of each service."""
@@ -176,7 +176,8 @@ class Bed:
                         raise CannotMeasure(f"stock of {sku}: {answer.status}")
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """CPU seconds, user and system, of a process and its children, those that ended included."""
     process = psutil.Process(pid)
     times = process.cpu_times()
     used = times.user + times.system + times.children_user + times.children_system

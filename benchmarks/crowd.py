@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -68,7 +68,8 @@ class Crowd:
         self._host, self._port = site.hostname or "", site.port or 80
         self._basket = basket
         self._sent = Sent()
-        self._free: list[_Line] = []
+        # In turn: a connection that says nothing for long is hung up on.
+        self._free: deque[_Line] = deque()
         self._lines: list[_Line] = []
         self._again_until = 0.0
         self._quiet = asyncio.Event()
@@ -97,7 +98,7 @@ class Crowd:
             while (due := began + number / rate) <= time.monotonic():
                 number += 1
                 if self._free:
-                    self._free.pop(0).say(self._next(), due)
+                    self._free.popleft().say(self._next(), due)
                 else:
                     sent.not_sent += 1
         sent.seconds = time.monotonic() - began
@@ -109,7 +110,8 @@ class Crowd:
         for line in self._lines:
             if line.transport is not None:
                 line.transport.close()
-        self._lines, self._free = [], []
+        self._lines = []
+        self._free.clear()
 
     def _next(self) -> bytes:
         order = self._basket.next()
@@ -120,7 +122,8 @@ class Crowd:
         )
 
     def _take_all(self) -> list[_Line]:
-        lines, self._free = self._free, []
+        lines = list(self._free)
+        self._free.clear()
         return lines
 
     async def _connect(self, count: int) -> None:
@@ -131,7 +134,7 @@ class Crowd:
                 lambda: _Line(self._answered), self._host, self._port
             )
             self._lines.append(line)
-        self._free = list(self._lines)
+        self._free.extend(self._lines)
 
     def _answered(self, line: _Line, status: int) -> None:
         now = time.monotonic()

@@ -118,7 +118,7 @@ async def measure(
 
 async def _strike(bed: Bed, rate: float, lasts_s: float) -> Outage:
     longest_s = BEFORE_S + lasts_s + max(DRAIN_S_MIN, DRAIN_MAX * lasts_s)
-    crowd = _Callers(bed.url("orders"), bed.basket("outage"))
+    crowd = Crowd(bed.url("orders"), bed.basket("outage"))
     watch = _Watch(bed)
     sending = asyncio.create_task(_send(crowd, rate, longest_s))
     try:
@@ -142,22 +142,6 @@ async def _strike(bed: Bed, rate: float, lasts_s: float) -> Outage:
 async def _send(crowd: Crowd, rate: float, seconds: float) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await crowd.open_loop(rate, seconds)
-
-
-class _Turns(list[Any]):
-    """Connections that take turns: the server hangs up on one that says nothing for 10 s."""
-
-    def append(self, line: Any) -> None:
-        """Put one that has its answer behind all the others, which are taken from the end."""
-        self.insert(0, line)
-
-
-class _Callers(Crowd):
-    """A crowd that uses all of its connections, however few it needs."""
-
-    async def _connect(self, count: int) -> None:
-        await super()._connect(count)
-        self._free = _Turns(self._free)
 
 
 class _Watch:

@@ -24,8 +24,8 @@ from faststream.nats import JStream, NatsBroker, PullSub
 from nats.js.api import ConsumerConfig
 from pydantic import BaseModel, PlainSerializer
 
-from benchmarks.bed import CannotMeasure
-from benchmarks.stage import Part, Stage, cpu_s, place
+from benchmarks.bed import CannotMeasure, cpu_s
+from benchmarks.stage import Part, Stage, place
 from ironcart.embedded.process import Child
 from ironcart.toolkit.broker import Broker, BrokerError
 from ironcart.toolkit.settings import environment

@@ -15,9 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
-from benchmarks.bed import CannotMeasure
+from benchmarks.bed import CannotMeasure, cpu_s
 from ironcart.cli.provision import provision
 from ironcart.embedded.folder import master_key
 from ironcart.embedded.nats_server import NatsServer
@@ -156,18 +154,6 @@ class Stage:
     def use(self) -> dict[str, float]:
         """CPU seconds that the servers have used so far."""
         return {"postgres": cpu_s(self.postgres.pid), "nats-server": cpu_s(self.broker.pid)}
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds, user and system, of a process and its children, those that ended included."""
-    process = psutil.Process(pid)
-    times = process.cpu_times()
-    used = times.user + times.system + times.children_user + times.children_system
-    for child in process.children():
-        with contextlib.suppress(psutil.Error):
-            own = child.cpu_times()
-            used += own.user + own.system
-    return float(used)
 
 
 def shopping(seed: int = 1) -> Iterator[OrderCreated]:

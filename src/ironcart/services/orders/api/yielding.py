@@ -41,7 +41,8 @@ class GiveWay:
             lag_s = (time.monotonic() - began) / LOOKS - LOOK_S
             counts = {"accepted": self._accepted, "ended": self._ended}
             self._accepted = self._ended = 0
-            self.wait_s = give_way(self.wait_s, lag_s=lag_s, **counts)
+            if not self._stopped.is_set():
+                self.wait_s = give_way(self.wait_s, lag_s=lag_s, **counts)
             resting.set(self.wait_s)
 
     def stop(self) -> None:

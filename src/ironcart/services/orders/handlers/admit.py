@@ -19,9 +19,10 @@ LONG_S = 15.0
 BUSY_LAG_S = 0.005
 # Of those that end, so many may be begun meanwhile: what has piled up grows less, slowly.
 BEGUN_SHARE = 0.95
-# Well below what a caller may have to wait for a commit: giving way refuses nobody.
+# Well below what a caller may have to wait for a commit, or giving way would itself refuse many.
 GIVE_WAY_S_MAX = 0.4
 GIVE_WAY_S_FIRST = 0.01
+# What a rest is multiplied by: while too many are begun, while fewer are, and while nobody is late.
 GIVE_WAY_STEP, GIVE_WAY_BACK, GIVE_WAY_END = 1.3, 0.95, 0.8
 
 RETRY = "send it again after Retry-After seconds, with the same Idempotency-Key"

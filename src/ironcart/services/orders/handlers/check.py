@@ -156,7 +156,7 @@ def _units(raw: Raw, currency: str) -> int:
 
 
 def read_usual(body: bytes, currency: str) -> Draft | None:
-    """Read an order in which nothing is wrong, in a fifth of the time; None when it is another."""
+    """Read an order in which nothing is wrong, in half the time; None when it is another."""
     try:
         order = _orders.decode(body)
         used = currency if order.currency is UNSET else order.currency

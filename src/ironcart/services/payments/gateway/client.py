@@ -44,11 +44,16 @@ class _Connections(stripe.HTTPClient):
         self._session = session
 
     async def request_with_retries_async(
-        self, method: str, url: str, headers: Mapping[str, str], *about: Any, **_: Any
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        post_data: Any = None,
+        *_: Any,
+        **__: Any,
     ) -> tuple[Any, int, Mapping[str, str]]:
         """Send one request and read the whole answer."""
-        body = about[0] if about else None
-        async with self._session.request(method, url, headers=headers, data=body) as answer:
+        async with self._session.request(method, url, headers=headers, data=post_data) as answer:
             return await answer.read(), answer.status, answer.headers
 
 

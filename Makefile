@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test simulate check chaos defects bench lock clean
+.PHONY: help setup demo test simulate check chaos defects bench gate lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -43,8 +43,11 @@ chaos: setup  ## faults in real processes under load, then every promise checked
 defects: setup  ## one defence taken away at a time: the chaos harness has to notice
 	$(BIN)/python -m chaos --defects --out out/chaos
 
-bench: setup  ## everything in docs/performance.md, on a machine that does nothing else; an hour or so
+bench: setup  ## everything in docs/performance.md, on a machine that does nothing else; some hours
 	$(BIN)/python -m benchmarks --out out/bench
+
+gate: setup  ## whether batching does what everything rests on: ratios within one run, three minutes
+	$(BIN)/python -m benchmarks gate --out out/bench
 
 LOCK := uv pip compile pyproject.toml --extra embedded --group build --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet

@@ -9,9 +9,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,11 +64,22 @@ class Use:
 
 
 class Bed:
-    """A system under load. Patches are `module:NAME=value`, set in every process before it runs."""
+    """A system under load. Patches are `module:NAME=value`, set in every process before it runs.
+
+    `replicas` of each service run, all but the first beside `up`, as another machine would.
+    """
 
     def __init__(
-        self, *, patches: tuple[str, ...] = (), environ: Mapping[str, str] | None = None
+        self,
+        *,
+        patches: tuple[str, ...] = (),
+        environ: Mapping[str, str] | None = None,
+        nats_nodes: int = 1,
+        replicas: int = 1,
     ) -> None:
+        self._nats_nodes, self._replicas = nats_nodes, replicas
+        self._others: list[Replica] = []
+        self._open = AsyncExitStack()
         self.folder = Path(tempfile.mkdtemp(prefix="ironcart-bench-", dir="/var/tmp"))
         self._environ = {**os.environ, **(environ or {})}
         if patches:
@@ -81,6 +93,7 @@ class Bed:
         with (self.folder / "up.out").open("wb") as out:
             self._up = await asyncio.create_subprocess_exec(
                 *(*CLI, "up", "--data", str(self.folder), "--port", str(port)),
+                *("--nats-nodes", str(self._nats_nodes)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -92,11 +105,17 @@ class Bed:
             if self._up.returncode is not None or time.monotonic() > deadline:
                 raise CannotMeasure((self.folder / "up.out").read_text()[-500:])
             await asyncio.sleep(POLL_S)
+        for service in SERVICES * (self._replicas - 1):
+            replica = Replica(service, int(self.run["services"][service]["pids"][0]))
+            log = self.folder / "logs" / f"{service}-{replica.port}.log"
+            await self._open.enter_async_context(replica.running(log))
+            self._others.append(replica)
         await self._fill()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._up is not None
+        await self._open.aclose()
         if self._up.returncode is None:
             self._up.send_signal(signal.SIGTERM)
             try:
@@ -115,30 +134,36 @@ class Bed:
         return found
 
     def url(self, service: str) -> str:
-        """Where a service answers."""
+        """Where a service answers: the first of its replicas."""
         return str(self.run["services"][service]["url"])
+
+    def urls(self, service: str) -> list[str]:
+        """Where each replica of a service answers."""
+        others = [replica.url for replica in self._others if replica.service == service]
+        return [self.url(service), *others]
 
     def basket(self, name: str) -> Basket:
         """Orders for what the bed has on its shelves."""
         return Basket(f"bench-{name}-{time.time_ns()}", customers=1_000, skus=SKUS, seed=1)
 
-    def pids(self) -> dict[str, int]:
-        """The newest process of every part."""
+    def pids(self) -> dict[str, list[int]]:
+        """The newest processes of every part."""
         run = self.run
-        found = {name: int(run["services"][name]["pids"][0]) for name in SERVICES}
-        servers = {"nats-server": run["nats"]["pids"][0], "postgres": run["postgres"]["pid"]}
-        return {**found, **servers, "sandbox": run["sandbox"]["pid"], "load": os.getpid()}
+        found = {name: [int(run["services"][name]["pids"][0])] for name in SERVICES}
+        for replica in self._others:
+            found[replica.service].append(replica.pid)
+        servers = {"nats-server": run["nats"]["pids"], "postgres": [run["postgres"]["pid"]]}
+        return {**found, **servers, "sandbox": [run["sandbox"]["pid"]], "load": [os.getpid()]}
 
     def use(self) -> Use:
-        """CPU of every part, children included."""
-        return Use({name: cpu_s(pid) for name, pid in self.pids().items()})
+        """CPU of every part, children and replicas included."""
+        pids = self.pids().items()
+        return Use({name: sum(cpu_s(pid) for pid in several) for name, several in pids})
 
-    def memory_mb(self) -> dict[str, float]:
-        """Resident megabytes of each service."""
+    def memory_mb(self, parts: Sequence[str] = SERVICES) -> dict[str, float]:
+        """Resident megabytes of each of these, the largest where there are several."""
         pids = self.pids()
-        return {
-            name: psutil.Process(pids[name]).memory_info().rss / BYTES_PER_MB for name in SERVICES
-        }
+        return {name: max(_resident_mb(pid) for pid in pids[name]) for name in parts}
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
@@ -160,12 +185,13 @@ class Bed:
                     await asyncio.sleep(POLL_S)
 
     async def metrics(self, service: str) -> str:
-        """What a service says of itself."""
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"{self.url(service)}/metrics") as answer,
-        ):
-            return await answer.text()
+        """What a service says of itself; its replicas one after the other."""
+        said = []
+        async with aiohttp.ClientSession() as session:
+            for url in self.urls(service):
+                async with session.get(f"{url}/metrics") as answer:
+                    said.append(await answer.text())
+        return "\n".join(said)
 
     async def _fill(self) -> None:
         async with aiohttp.ClientSession() as session:
@@ -174,6 +200,63 @@ class Bed:
                 async with session.put(url, json={"on_hand": ON_HAND}) as answer:
                     if answer.status >= 300:
                         raise CannotMeasure(f"stock of {sku}: {answer.status}")
+
+
+class Replica:
+    """One more process of a service, told what the one with `pid` was told, on a port of its own.
+
+    Reads the environment of that process, so Linux only.
+    """
+
+    def __init__(self, service: str, pid: int) -> None:
+        self.service, self.port, self.pid = service, free_port(), 0
+        told = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+        self._environ = dict(line.split("=", 1) for line in told if "=" in line)
+        self._environ["IRONCART_PORT"] = str(self.port)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def ready(self) -> bool:
+        """Whether it says that it is."""
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{self.url}/ready") as answer,
+            ):
+                return answer.status == HTTPStatus.OK
+        return False
+
+    @asynccontextmanager
+    async def running(self, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run it until the end of the `with`, which asks it to drain; ready when that begins."""
+        with log.open("ab") as out:
+            process = await asyncio.create_subprocess_exec(
+                *(*CLI, "run", self.service), env=self._environ, stdout=out, stderr=out
+            )
+        self.pid = process.pid
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while not await self.ready():
+                    if process.returncode is not None:
+                        raise CannotMeasure(f"another {self.service} ended: {process.returncode}")
+                    await asyncio.sleep(POLL_S)
+            yield process
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+def _resident_mb(pid: int) -> float:
+    return float(psutil.Process(pid).memory_info().rss / BYTES_PER_MB)
 
 
 def cpu_s(pid: int) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
@@ -61,11 +61,11 @@ class _Line(asyncio.Protocol):
 
 
 class Crowd:
-    """Callers with many connections, of one orders API."""
+    """Callers with many connections, of an orders API at one address or spread over several."""
 
-    def __init__(self, orders_url: str, basket: Basket) -> None:
-        site = urlsplit(orders_url)
-        self._host, self._port = site.hostname or "", site.port or 80
+    def __init__(self, orders_urls: str | Sequence[str], basket: Basket) -> None:
+        urls = [orders_urls] if isinstance(orders_urls, str) else orders_urls
+        self._sites = [(site.hostname or "", site.port or 80) for site in map(urlsplit, urls)]
         self._basket = basket
         self._sent = Sent()
         # In turn: a connection that says nothing for long is hung up on.
@@ -129,10 +129,9 @@ class Crowd:
     async def _connect(self, count: int) -> None:
         self.hang_up()
         loop = asyncio.get_running_loop()
-        for _ in range(count):
-            _, line = await loop.create_connection(
-                lambda: _Line(self._answered), self._host, self._port
-            )
+        for number in range(count):
+            host, port = self._sites[number % len(self._sites)]
+            _, line = await loop.create_connection(lambda: _Line(self._answered), host, port)
             self._lines.append(line)
         self._free.extend(self._lines)
 

@@ -53,7 +53,7 @@ async def measure(seconds: float, connections: int = CONNECTIONS, rounds: int = 
         await warm_up(bed)
         crowd = Crowd(bed.url("orders"), bed.basket("edge"))
         before, accepted = bed.use(), 0
-        with frozen([bed.pids()[name] for name in BEHIND]):
+        with frozen([pid for name in BEHIND for pid in bed.pids()[name]]):
             for _ in range(rounds):
                 sent = await crowd.closed_loop(connections, seconds)
                 rates.append(sent.accepted / sent.seconds)

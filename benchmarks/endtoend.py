@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,13 +70,13 @@ class Spell:
 
 async def closed(bed: Bed, seconds: float, connections: int = CONNECTIONS) -> Spell:
     """As fast as answers come, for so many seconds."""
-    crowd = Crowd(bed.url("orders"), bed.basket("closed"))
+    crowd = Crowd(bed.urls("orders"), bed.basket("closed"))
     return await _spell(bed, crowd, crowd.closed_loop(connections, seconds))
 
 
 async def open_loop(bed: Bed, rate: float, seconds: float) -> Spell:
     """By the clock: `rate` orders a second."""
-    crowd = Crowd(bed.url("orders"), bed.basket("open"))
+    crowd = Crowd(bed.urls("orders"), bed.basket("open"))
     return await _spell(bed, crowd, crowd.open_loop(rate, seconds))
 
 
@@ -118,16 +119,14 @@ async def _spell(bed: Bed, crowd: Crowd, sending: Any) -> Spell:
 
 async def _counted(bed: Bed) -> dict[str, tuple[float, float]]:
     """Messages and batches so far, by consumer."""
-    found: dict[str, tuple[float, float]] = {}
+    messages, batches = defaultdict[str, float](float), defaultdict[str, float](float)
     for text in await asyncio.gather(*(bed.metrics(service) for service in SERVICES)):
         for line in text.splitlines():
             if line.startswith("ironcart_batch_size_messages_sum"):
-                name, value = line.split('"')[1], float(line.split()[-1])
-                found[name] = (value, found.get(name, (0.0, 0.0))[1])
+                messages[line.split('"')[1]] += float(line.split()[-1])
             elif line.startswith("ironcart_batch_size_messages_count"):
-                name, value = line.split('"')[1], float(line.split()[-1])
-                found[name] = (found.get(name, (0.0, 0.0))[0], value)
-    return found
+                batches[line.split('"')[1]] += float(line.split()[-1])
+    return {name: (messages[name], count) for name, count in batches.items()}
 
 
 def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:

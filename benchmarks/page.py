@@ -10,7 +10,7 @@ BAR, GAP, HEAD = 18, 8, 34
 PLOT = 220
 TICKS = 6
 FONT = "font-family='system-ui, sans-serif' font-size='12'"
-COLOURS = ("#2463c9", "#11852f", "#b35a00")
+COLOURS = ("#2463c9", "#11852f", "#b35a00", "#8a2be2", "#c2185b", "#555")
 MEMORY_MB_MAX = 120.0
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -18,7 +18,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What issue 4 asks for: a figure of one scenario, and the value it has to reach."""
+    """What is asked for: a figure of one scenario, and the value it has to reach."""
 
     text: str
     scenario: str
@@ -241,6 +241,10 @@ def _outage(entry: Mapping[str, Any]) -> list[str]:
     return [*_said(entry), "", "![Outage](performance-outage.svg)"]
 
 
+def _hour(entry: Mapping[str, Any]) -> list[str]:
+    return [*_said(entry), "", "![Memory over an hour](performance-hour.svg)"]
+
+
 def _said(entry: Mapping[str, Any]) -> list[str]:
     return ["```text", *(line.strip() for line in entry["lines"]), "```"]
 
@@ -254,6 +258,8 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "sizes": _sizes,
     "prices": _prices,
     "edge": _said,
+    "replicas": _said,
+    "hour": _hour,
 }
 
 
@@ -269,6 +275,8 @@ def plots(results: Results) -> dict[str, str]:
         found["performance-prices.svg"] = bars("What it costs, CPU µs an order", _descending(costs))
     if "outage" in results:
         found["performance-outage.svg"] = _outage_plot(results["outage"]["result"])
+    if "hour" in results:
+        found["performance-hour.svg"] = _hour_plot(results["hour"]["result"])
     return found
 
 
@@ -332,6 +340,12 @@ def _outage_plot(result: Mapping[str, Any]) -> str:
     }
     title = f"Gateway away, {result['rate']:.0f} orders a second"
     return curves(title, series, shaded=(result["began_s"], result["healed_s"]))
+
+
+def _hour_plot(result: Mapping[str, Any]) -> str:
+    looks = result["looks"]
+    series = {part: [(at, sizes[part]) for at, sizes in looks] for part in looks[0][1]}
+    return curves(f"Resident MB, {result['rate']:.0f} orders a second", series)
 
 
 def _descending(values: Mapping[str, float]) -> list[tuple[str, float]]:

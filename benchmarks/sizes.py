@@ -188,7 +188,7 @@ async def lag(bed: Bed, events: int) -> Lag:
     keeps every one.
     """
     before = bed.memory_mb()
-    with frozen([bed.pids()[name] for name in SERVICES]):
+    with frozen([pid for name in SERVICES for pid in bed.pids()[name]]):
         await _tell_again(bed, events)
     began, highest = time.monotonic(), dict(before)
     done = asyncio.create_task(bed.done(DRAIN_TIMEOUT_S))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -240,6 +240,15 @@ async def repeats_of(client: Client, stream: str) -> int:
         if after["last_seq"] == before["last_seq"]:
             break
     return max(0, repeats)
+
+
+async def delivered_again(urls: Sequence[str]) -> int:
+    """How many deliveries of all streams were repeats."""
+    client = await nats.connect(list(urls))
+    try:
+        return sum([await repeats_of(client, stream) for stream in STREAMS])
+    finally:
+        await client.close()
 
 
 def _matches(subject: str, wanted: list[str]) -> bool:

@@ -15,17 +15,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
-import nats
 import pytest
 
-from chaos.outside import repeats_of
-from ironcart.embedded.ports import SERVICES, free_port
+from benchmarks.bed import Replica
+from chaos.outside import delivered_again
+from ironcart.embedded.ports import SERVICES
 from shopping import Shop, System, order, until
 
 RATE = 30.0
 ATTEMPTS_MAX = 20
 AGAIN_S = 0.1
-STREAMS = ("ORDERS", "INVENTORY", "PAYMENTS", "NOTIFICATIONS")
 # What a drain may take, and a little.
 GONE_WITHIN_S = 45.0
 READY_WITHIN_S = 60.0
@@ -105,33 +104,6 @@ class Customers:
             return
 
 
-class Replica:
-    """A second process of a service, configured as the one that `up` runs."""
-
-    def __init__(self, system: System, service: str) -> None:
-        self.service, self.port = service, free_port()
-        pid = system.run["services"][service]["pids"][0]
-        raw = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-        self._environ = dict(line.split("=", 1) for line in raw if "=" in line)
-        self._environ["IRONCART_PORT"] = str(self.port)
-        self._log = system.folder / "logs" / f"{service}-second.log"
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        with self._log.open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "ironcart.cli", "run", self.service),
-                env=self._environ,
-                stderr=log,
-            )
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-
-
 async def is_ready(port: int) -> bool:
     with suppress(aiohttp.ClientError, OSError):
         async with (
@@ -140,14 +112,6 @@ async def is_ready(port: int) -> bool:
         ):
             return answer.status == 200
     return False
-
-
-async def redelivered(system: System) -> int:
-    client = await nats.connect(system.run["nats"]["urls"])
-    try:
-        return sum([await repeats_of(client, stream) for stream in STREAMS])
-    finally:
-        await client.close()
 
 
 @pytest.mark.timeout(TEST_TIMEOUT_S)
@@ -159,7 +123,7 @@ async def test_every_service_is_restarted_under_load_and_nobody_notices(
     at_first = urlsplit(system.url("orders")).port or 0
     spread.ready = [("127.0.0.1", at_first)]
     customers = Customers(spread, sku)
-    repeats_before = await redelivered(system)
+    repeats_before = await delivered_again(system.run["nats"]["urls"])
 
     async with spread.serving(), asyncio.TaskGroup() as group:
         group.create_task(customers.shop())
@@ -172,7 +136,7 @@ async def test_every_service_is_restarted_under_load_and_nobody_notices(
     for order_id in customers.placed[-3:]:
         assert (await shop.ended(order_id, 60))["status"] == "confirmed"
     system.verify()
-    repeats = await redelivered(system) - repeats_before
+    repeats = await delivered_again(system.run["nats"]["urls"]) - repeats_before
     sys.stderr.write(
         f"{len(customers.placed)} orders, {customers.resets} resets, {repeats} delivered again\n"
     )
@@ -182,10 +146,9 @@ async def test_every_service_is_restarted_under_load_and_nobody_notices(
 async def roll(system: System, service: str, spread: Spread) -> None:
     """Replace the process of a service by another, and that one by a third."""
     port = urlsplit(system.url(service)).port or 0
-    second = Replica(system, service)
-    async with second.running() as process:
-        await until(lambda: is_ready(second.port), READY_WITHIN_S)
-        first = system.run["services"][service]["pids"][0]
+    first = system.run["services"][service]["pids"][0]
+    second = Replica(service, first)
+    async with second.running(system.folder / "logs" / f"{service}-second.log") as process:
         await leave(service, spread, port, second.port, first)
 
         async def replaced() -> bool:

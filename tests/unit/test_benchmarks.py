@@ -14,8 +14,10 @@ from benchmarks import page
 from benchmarks.__main__ import DOCS, PAGE, SCENARIOS, keep, kept, main, write_docs
 from benchmarks.edge import Edge
 from benchmarks.endtoend import Spell
+from benchmarks.hour import PARTS, Hour
 from benchmarks.outage import Look, Outage, at, counted
 from benchmarks.prices import ONE, WITH, WITHOUT, Batches, Compared, Gate, Pair
+from benchmarks.replicas import Shape, Shapes
 from benchmarks.sizes import COPIED, Lag, Sizes, copying, undelivered
 
 METRICS = """\
@@ -87,8 +89,43 @@ def everything() -> dict[str, Any]:
         "sizes": sizes.as_json(),
         "prices": compared.as_json(),
         "edge": Edge([4_000.0, 6_000.0, 5_500.0], {"orders": 100.0}, {"202": 3}).as_json(),
+        "replicas": Shapes([Shape(2, 1, spell(100), 0, 0.0, True)]).as_json(),
+        "hour": an_hour({"orders": 0.0}).as_json(),
     }
     return {name: json.loads(json.dumps(entry(result, "said"))) for name, result in found.items()}
+
+
+def an_hour(growth_mb: Mapping[str, float]) -> Hour:
+    """An hour in which parts grow by so much, after filling up by 20 MB in its first minutes."""
+    looks = [
+        (
+            float(at),
+            {
+                part: 80 + 20 * min(1, at / 600) + growth_mb.get(part, 0) * at / 3_600
+                for part in PARTS
+            },
+        )
+        for at in range(0, 3_601, 10)
+    ]
+    return Hour(100.0, 360_000, {"202": 360_000}, looks)
+
+
+def test_filling_up_at_first_is_no_growth_and_a_slow_leak_is() -> None:
+    calm, leaking = an_hour({}), an_hour({"audit": 8.0, "nats-server": 300.0})
+
+    assert calm.growth("audit") == pytest.approx(0)
+    assert not calm.complaints
+    assert leaking.growth("audit") == pytest.approx(8)
+    assert len(leaking.complaints) == 1
+    assert "audit" in leaking.complaints[0]
+
+
+def test_replicas_that_leave_faults_behind_fail_the_run() -> None:
+    well, ill = Shape(1, 1, spell(100), 0, 0.0, True), Shape(2, 1, spell(90), 3, 1.0, False)
+
+    assert not Shapes([well]).complaints
+    assert "2 of each" in Shapes([well, ill]).complaints[0]
+    assert "NOT OK" in "".join(Shapes([well, ill]).lines())
 
 
 def test_a_counter_is_summed_over_its_labels_and_no_other_is() -> None:

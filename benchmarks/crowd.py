@@ -32,6 +32,15 @@ class Sent:
         return self.statuses[202]
 
 
+def head_of(heard: bytes) -> bytes | None:
+    """Return the head of an answer, without its end, once all of the answer has been heard."""
+    head, found, body = heard.partition(b"\r\n\r\n")
+    if not found:
+        return None
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return head if len(body) >= length else None
+
+
 class _Line(asyncio.Protocol):
     """One connection that is never closed: says an order, and reads one answer at a time."""
 
@@ -51,11 +60,7 @@ class _Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard += data
-        head, found, body = self._heard.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        if len(body) >= length:
+        if (head := head_of(self._heard)) is not None:
             self._heard = b""
             self._answered(self, int(head[9:12]))
 

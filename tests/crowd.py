@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from benchmarks.crowd import head_of
 from shopping import until
 
 TICK_S = 0.005
@@ -113,11 +114,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard += data
-        head, found, body = self._heard.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        if len(body) >= length:
+        if (head := head_of(self._heard)) is not None:
             self._heard = b""
             self._answered(self, head)
 

@@ -12,7 +12,8 @@ CATCHES_EVERYTHING: Mapping[str, str] = {
     "toolkit/loop/consumer.py:Consumer._until_dealt_with": "a raw handler's bug ends no service",
     "toolkit/loop/attempt.py:Attempt.split": "one message's bug must not stop its neighbours",
     "toolkit/loop/releases.py:Releases._deal_with": "nor those of what is dealt with later",
-    "toolkit/broker/wire.py:WireClient._process_msg": "one odd message must not end all reading",
+    "toolkit/broker/wire.py:WireClient._tell": "one odd message must not end all reading",
+    "services/payments/gateway/connections.py:Connections.post": "drops the line, and raises",
     "toolkit/resilience.py:Breaker.guard": "sees how a call ended, and raises it again",
     "embedded/folder.py:claim": "gives the lock back, and raises again",
 }

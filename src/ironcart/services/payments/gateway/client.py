@@ -1,13 +1,21 @@
-"""One call to Stripe, through its own SDK: an answer, an error that is one, or `Unavailable`."""
+"""One call to Stripe: an answer, an error that is one, or `Unavailable`.
+
+Reads go through Stripe's own SDK. What every order needs, a POST, is sent as the SDK would send it
+and read by ourselves when it succeeded; every other answer to it is read by the SDK.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import aiohttp
+import msgspec
 import stripe
 from stripe import _api_requestor
 
+from ironcart.services.payments.gateway.connections import Connections
+from ironcart.services.payments.gateway.wire import Wire, form
 from ironcart.toolkit.outcomes import Refused, Unavailable
 from ironcart.toolkit.resilience import Breaker
 
@@ -15,8 +23,11 @@ CALL_TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 128
 PAGE_ITEMS = 100
 NOT_FOUND = 404
+SUCCESS = range(200, 300)
 
 Object = Mapping[str, Any]
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_SILENCE = (stripe.StripeError, TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError)
 
 
 def _unheard(*_: Any, **__: Any) -> None:
@@ -57,33 +68,40 @@ class _Connections(stripe.HTTPClient):
             return await answer.read(), answer.status, answer.headers
 
 
+class _Opened:
+    """What there is once a loop runs: connections, the SDK on them, and the SDK's wire."""
+
+    def __init__(self, api_key: str, api_base: str) -> None:
+        addresses: Any = {"api": api_base} if api_base else {}
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+            timeout=aiohttp.ClientTimeout(total=None),  # Each call has its own.
+        )
+        self.sdk = stripe.StripeClient(
+            api_key,
+            base_addresses=addresses,
+            max_network_retries=0,
+            http_client=_Connections(self.session),
+        )
+        self.wire = Wire(api_key, addresses)
+        self.posts = Connections(self.wire.base)
+
+
 class Client:
     """The connections to Stripe, behind a breaker."""
 
     def __init__(self, api_key: str, api_base: str, breaker: Breaker) -> None:
         self._api_key, self._api_base, self._breaker = api_key, api_base, breaker
-        self._opened: stripe.StripeClient | None = None
-        self._session: aiohttp.ClientSession | None = None
 
-    @property
-    def _client(self) -> stripe.StripeClient:
-        if self._opened is None:  # aiohttp wants a running loop.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
-                timeout=aiohttp.ClientTimeout(total=None),  # Each call has its own.
-            )
-            self._opened = stripe.StripeClient(
-                self._api_key,
-                base_addresses={"api": self._api_base} if self._api_base else {},
-                max_network_retries=0,
-                http_client=_Connections(self._session),
-            )
-        return self._opened
+    @cached_property
+    def _opened(self) -> _Opened:
+        return _Opened(self._api_key, self._api_base)
 
     async def close(self) -> None:
         """Close the kept connections."""
-        if self._session is not None:
-            await self._session.close()
+        if "_opened" in vars(self):
+            self._opened.posts.close()
+            await self._opened.session.close()
 
     async def get(self, path: str, **params: Any) -> Object | None:
         """Read one object; None when there is none."""
@@ -121,17 +139,28 @@ class Client:
         with self._breaker.guard():
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
-                    answer: Any = await self._client.raw_request_async(method, path, **params)
+                    if method == "post":
+                        return await self._send(path, **params)
+                    answer: Any = await self._opened.sdk.raw_request_async(method, path, **params)
             except stripe.AuthenticationError as error:
                 raise Refused("Stripe refuses IRONCART_STRIPE_API_KEY: set another") from error
             except stripe.RateLimitError as error:
                 raise Unavailable("Stripe asks us to slow down", retry_after_s=1.0) from error
             except (stripe.InvalidRequestError, stripe.CardError):
                 raise
-            except (stripe.StripeError, TimeoutError, aiohttp.ClientError, OSError) as error:
+            except _SILENCE as error:
                 headers: Any = getattr(error, "headers", None) or {}
                 if headers.get("idempotent-replayed") == "true":
                     raise StoredFailure("Stripe keeps a failure under this key") from error
                 raise Unavailable(f"Stripe: {type(error).__name__}") from error
         data: Object = answer.data
+        return data
+
+    async def _send(self, path: str, *, idempotency_key: str, **params: Any) -> Object:
+        """Send one POST, once; an answer that is no success is read by the SDK."""
+        opened = self._opened
+        headers = opened.wire.headers(idempotency_key)
+        answer = await opened.posts.post(path, headers, form(params))
+        status, body, _ = answer
+        data: Object = _decode(body) if status in SUCCESS else opened.wire.read(answer)
         return data

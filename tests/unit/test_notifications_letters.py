@@ -20,6 +20,7 @@ from ironcart.services.notifications.gateway import (
 from ironcart.toolkit.vault import new_master_key
 
 LINE_BYTES_MAX = 998
+QUOTED_LINE_BYTES_MAX = 76
 ANY_TEXT = st.text(st.characters(codec="utf-8", categories=None), max_size=150)
 
 stationery = Stationery("The Shop <orders@ironcart.example>")
@@ -41,8 +42,7 @@ def write(
 
 
 def read(letter: Letter) -> EmailMessage:
-    plain = letter.content.replace(b"\r\n..", b"\r\n.")
-    message = email.message_from_bytes(plain, policy=email.policy.default)
+    message = email.message_from_bytes(letter.content, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     assert not message.defects
     return message
@@ -101,6 +101,33 @@ def test_no_name_can_add_a_header_or_break_the_letter(name: str) -> None:
     assert max(map(len, letter.content.split(b"\r\n"))) <= LINE_BYTES_MAX
     text, _ = bodies(message)
     assert text.startswith("Hello")
+
+
+@given(name=ANY_TEXT, amount=st.from_regex(r"[0-9,.]{1,200} [A-Z]{3}", fullmatch=True))
+@pytest.mark.parametrize("template", ["confirmed", "rejected", "cancelled"])
+def test_quoted_lines_are_as_short_as_they_must_be_and_say_the_same_when_read(
+    template: str, name: str, amount: str
+) -> None:
+    letter = stationery.write(
+        template,
+        Recipient("anna@b.example", name, "00ff"),
+        order_id="ORD-" + 80 * "1",
+        amount=amount,
+        reason="out_of_stock",
+    )
+    _, _, quoted = letter.content.partition(b"\r\n\r\n")
+    assert max(map(len, quoted.split(b"\r\n"))) <= QUOTED_LINE_BYTES_MAX
+    text, _ = bodies(read(letter))
+    shown = " ".join("".join(c if c.isprintable() else " " for c in name).split())[:100]
+    assert text.startswith(f"Hello {shown}," if shown else "Hello,")
+    assert f"ORD-{80 * '1'} " in text
+    assert template == "confirmed" or f" over {amount} " in text
+
+
+def test_a_percent_sign_is_nothing_special() -> None:
+    text, page = bodies(read(write(name="100% %(amount)s")))
+    assert "Hello 100% %(amount)s," in text
+    assert "Hello 100% %(amount)s," in page
 
 
 def test_a_name_is_text_in_html_too() -> None:

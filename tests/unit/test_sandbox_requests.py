@@ -91,9 +91,51 @@ def test_pipelined_mail_is_taken_whatever_pieces_it_comes_in(parts: Parts, size:
     assert texts[2]["text"].splitlines() == ["ends.", ". two", ".."]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 10_000])
+def test_mail_in_chunks_is_taken_byte_for_byte_whatever_pieces_it_comes_in(
+    parts: Parts, size: int
+) -> None:
+    body = b"Message-ID: <m@a>\r\n\r\n.\r\n..two\r\nRSET\r\n"
+    envelope = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"
+    session = b"EHLO me\r\n" + envelope + b"BDAT %d LAST\r\n%s" % (len(body), body)
+    session += envelope + b"BDAT 5\r\n" + body[:5] + b"bdat %d last\r\n" % (len(body) - 5)
+    session += body[5:] + b"BDAT 6 LAST\r\nQUIT\r\n" + b"QUIT\r\n"
+    wire = Wire()
+    connection = SmtpConnection(parts.mailbox, parts.faults, set())
+    connection.connection_made(wire)
+
+    for piece in pieces_of(session, size):
+        connection.data_received(piece)
+
+    codes = [line[:3] for line in wire.written.split(b"\r\n") if line[3:4] == b" "]
+    once, chunked = [b"250"] * 3, [b"250"] * 4
+    assert codes == [b"220", b"250", *once, *chunked, b"503", b"221"]
+    texts = [parts.mailbox.read(mail.message_id) for mail in parts.mailbox.list()]
+    assert [text and text["text"] for text in texts] == [".\r\n..two\r\nRSET\r\n"] * 2
+
+
+@pytest.mark.parametrize("length", [997, 998, 999, 1000])
+@pytest.mark.parametrize("before", [b"", b"x\r\n", b"x" * 998 + b"\r\n"])
+@pytest.mark.parametrize("after", [b"", b"\r\nx", b"\r\n" + b"x" * 998 + b"\r\n\r\n"])
+def test_a_line_may_have_998_bytes_and_no_more(
+    parts: Parts, before: bytes, length: int, after: bytes
+) -> None:
+    body = before + b"y" * length + after
+    wire = Wire()
+    connection = SmtpConnection(parts.mailbox, parts.faults, set())
+    connection.connection_made(wire)
+
+    connection.data_received(b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<a@b>\r\n")
+    connection.data_received(b"BDAT %d LAST\r\n%s" % (len(body), body))
+
+    assert len(parts.mailbox.list()) == (length <= 998)
+
+
 @pytest.mark.parametrize(
     ("session", "answer"),
     [
+        (b"BDAT many LAST\r\n", b"421"),
+        (b"BDAT 99999999 LAST\r\n", b"552"),
         (b"MAIL FROM:<a@b>\r\n", b"503"),
         (b"EHLO x\r\nRCPT TO:<a@b>\r\n", b"503"),
         (b"EHLO x\r\nMAIL FROM:<a@b>\r\nMAIL FROM:<a@b>\r\n", b"503"),

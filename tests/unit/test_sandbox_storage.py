@@ -131,3 +131,13 @@ def test_mail_is_listed_and_read_in_full_when_it_is_opened_again(tmp_path: Path)
     assert again.read(second.message_id) is not None
     assert again.read("nobody") is None
     again.close()
+
+
+def test_headers_are_found_in_any_letter_case_and_never_in_the_body(tmp_path: Path) -> None:
+    mailbox = Mailbox(tmp_path / "m")
+    head = b"X-Subject: no\r\nSUBJECT:  One\r\n\t two\r\nsubject: second\r\nTo: <a@b>\r\n\r\n"
+    kept = mailbox.keep(["a@b"], head + b"\r\nMessage-ID: <in@body>\r\nX-Ironcart-Order-Id: 1\r\n")
+    mailbox.close()
+
+    assert (kept.subject, kept.order_id) == ("One two", None)
+    assert kept.message_id == "0.no-message-id@sandbox"

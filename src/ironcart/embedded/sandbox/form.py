@@ -1,11 +1,13 @@
 """Reads Stripe's form-encoded parameters and refuses them the way Stripe does."""
 
 from collections.abc import Container
+from functools import lru_cache
 from urllib.parse import unquote_plus
 
 from ironcart.embedded.sandbox.records import refuse
 
 MAX_FIELDS = 200
+MAX_NAMES_REMEMBERED = 256
 
 
 class Form:
@@ -20,7 +22,7 @@ class Form:
             refuse(400, f"The form has {len(fields)} fields; {MAX_FIELDS} are enough.")
         for field in fields:
             raw_name, _, raw_value = field.partition(b"=")
-            name = _unquoted(raw_name)
+            name = _name(raw_name)
             if name.partition("[")[0] not in allowed:
                 refuse(400, f"Received unknown parameter: {name}", "parameter_unknown", name)
             self._values[name] = _unquoted(raw_value)
@@ -69,6 +71,12 @@ class Form:
             for key, value in self._values.items()
             if key.startswith(start) and key.endswith("]")
         }
+
+
+@lru_cache(MAX_NAMES_REMEMBERED)
+def _name(raw: bytes) -> str:
+    """Names are few, and come again with each request."""
+    return _unquoted(raw)
 
 
 def _unquoted(raw: bytes) -> str:

@@ -1,6 +1,8 @@
 """The front door: which request goes where, and where the faults of the gateway strike."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import msgspec
 
 from ironcart.embedded.sandbox.control import PREFIX, Control
 from ironcart.embedded.sandbox.faults import Faults
@@ -11,7 +13,7 @@ HEALTHY = Answer(200, b'{"status":"ok"}')
 NOT_FOUND = Answer(404, b'{"error":"the sandbox serves /v1/*, /sandbox/* and /health"}')
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True):
     """What happens on the connection: an answer after `delay_s`, a close or reset, or nothing."""
 
     how: Literal["answer", "close", "reset", "never"]

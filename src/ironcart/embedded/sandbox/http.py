@@ -20,6 +20,7 @@ BACKLOG = 2048
 MAX_BODY_BYTES = 1024 * 1024
 LINGER_ZERO = struct.pack("ii", 1, 0)
 
+_AUTHORIZATION, _KEY = b"authorization", b"idempotency-key"
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 _request_no = count(1)
 
@@ -70,10 +71,10 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header field; two of them matter."""
-        name = name.lower()
-        if name == b"authorization":
+        # By their lengths first: there are a dozen of them, of no interest.
+        if len(name) == len(_AUTHORIZATION) and name.lower() == _AUTHORIZATION:
             self._authorization = value.decode("latin-1")
-        elif name == b"idempotency-key":
+        elif len(name) == len(_KEY) and name.lower() == _KEY:
             self._key = value.decode("latin-1") or None
 
     def on_body(self, body: bytes) -> None:

@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from ironcart.embedded.sandbox.book import Book
 from ironcart.embedded.sandbox.cards import APPROVED, DECLINED, VERDICTS, Verdict
@@ -27,6 +28,7 @@ from ironcart.embedded.sandbox.wire import Answer, Request
 
 MAX_AMOUNT_MINOR = 99_999_999
 MAX_KEY_CHARS = 255
+MAX_AUTHORIZATIONS_REMEMBERED = 16
 MAX_PAGE = 100
 DEFAULT_PAGE = 10
 MAX_TIME_S = 2**40
@@ -224,6 +226,7 @@ class StripeApi:
         return DECLINED if verdict is APPROVED and self._faults.strikes("decline") else verdict
 
 
+@lru_cache(MAX_AUTHORIZATIONS_REMEMBERED)
 def _authenticate(authorization: str) -> None:
     scheme, _, secret = authorization.partition(" ")
     if scheme.lower() == "basic":

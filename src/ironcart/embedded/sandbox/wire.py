@@ -1,9 +1,9 @@
 """One request and one answer, as the sandbox sees them between the socket and the routes."""
 
-from typing import NamedTuple
+import msgspec
 
 
-class Request(NamedTuple):
+class Request(msgspec.Struct, frozen=True):
     """One HTTP request: `path` unquoted, `key` from its Idempotency-Key header."""
 
     method: str
@@ -14,7 +14,7 @@ class Request(NamedTuple):
     key: str | None
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True):
     """Status and JSON body of one answer; `replayed` when a saved one is given again."""
 
     status: int

@@ -1,6 +1,7 @@
 """Letters: a template filled in, as the bytes that travel.
 
-The headers are written by hand: `email.message` takes over a millisecond for each mail.
+Written by hand, and what all letters of a template share only once: `email.message` takes over a
+millisecond for each mail.
 """
 
 import base64
@@ -38,8 +39,18 @@ _WHY: Final[Mapping[str, str]] = {
     "operator": "by our staff",
     "expired": "because it could not be completed in time",
 }
-# Characters for private use: no template has them, and a name loses them.
-_ORDER_ID, _AMOUNT, _NAME = "\ue000", "\ue001", "\ue002"
+# "=_" cannot occur in quoted-printable, so the boundary cannot occur in a part.
+_BOUNDARY: Final = "=_ironcart"
+# Where a letter's own facts go. Characters for private use: no template has them, and a name loses
+# them.
+_MARKS: Final[Mapping[str, str]] = {
+    "\ue000": "%(order_id)s",
+    "\ue001": "%(amount)s",
+    "\ue002": "%(name)s",
+    "\ue003": "%(name_as_html)s",
+}
+_ORDER_ID, _AMOUNT, _NAME, _NAME_AS_HTML = _MARKS
+_MARK: Final = re.compile(f"([{''.join(_MARKS)}])")
 # No quoted local parts: nothing in an address may mean something to SMTP or to a header.
 _LOCAL_PART = re.compile(r"[^\s\x00-\x20\x7f-\x9f<>()\[\],;:\\\"@]+\Z")
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\Z")
@@ -61,7 +72,7 @@ class Recipient(Struct, frozen=True):
 
 
 class Letter(Struct, frozen=True):
-    """A mail ready to travel: `content` has CRLF line ends, and its leading dots are doubled.
+    """A mail ready to travel: `content` has CRLF line ends; whoever sends it doubles its dots.
 
     `international` says that the address is not ASCII and the server has to know SMTPUTF8.
     """
@@ -77,20 +88,16 @@ class Letter(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """A rendered template with marks where order, amount and name go."""
+    """A rendered template, to be filled in with `%`: facts in the subject, encoded in the parts."""
 
     subject: str
-    text: str
-    page: str
-
-
-def _key(order_id: str, template: str, recipient_hash: str) -> uuid.UUID:
-    return uuid.uuid5(MESSAGE_NAMESPACE, f"{order_id}/{template}/{recipient_hash}")
+    parts: str
 
 
 def message_id_of(order_id: str, template: str, recipient_hash: str) -> str:
     """The Message-ID of a letter: the same for the same letter, for ever."""
-    return f"{_key(order_id, template, recipient_hash)}@{MESSAGE_ID_DOMAIN}"
+    key = uuid.uuid5(MESSAGE_NAMESPACE, f"{order_id}/{template}/{recipient_hash}")
+    return f"{key}@{MESSAGE_ID_DOMAIN}"
 
 
 class Stationery:
@@ -123,44 +130,42 @@ class Stationery:
         """
         address, name = _address(recipient.address), _plain(recipient.name)
         form = self._form(template, _WHY.get(reason or "", ""), bool(name))
-        key = _key(order_id, template, recipient.hash)
         message_id = message_id_of(order_id, template, recipient.hash)
-        # "=_" cannot occur in quoted-printable, so the boundary cannot occur in a part.
-        boundary = f"=_{key.hex}"
+        subject = form.subject % {"order_id": order_id, "amount": amount}
+        facts = {
+            "order_id": _quoted(order_id),
+            "amount": _quoted(amount),
+            "name": _quoted(name),
+            "name_as_html": _quoted(html.escape(name)),
+        }
         content = (
             f"From: {self._from}\r\n"
             f"To: {_mailbox(name, address)}\r\n"
-            f"Subject: {_words(_fill(form.subject, order_id, amount, name))}\r\n"
+            f"Subject: {_words(subject)}\r\n"
             f"Date: {self._now()}\r\n"
             f"Message-ID: <{message_id}>\r\n"
             f"X-Ironcart-Order-Id: {order_id}\r\n"
-            "Auto-Submitted: auto-generated\r\n"
-            "MIME-Version: 1.0\r\n"
-            f'Content-Type: multipart/alternative; boundary="{boundary}"\r\n'
-            f"\r\n{_part(boundary, 'plain', _fill(form.text, order_id, amount, name))}"
-            f"{_part(boundary, 'html', _fill(form.page, order_id, amount, html.escape(name)))}"
-            f"--{boundary}--\r\n"
+            f"{form.parts % facts}"
         )
-        return Letter(
-            message_id,
-            address.encode(),
-            content.replace("\r\n.", "\r\n..").encode(),
-            not address.isascii(),
-        )
+        return Letter(message_id, address.encode(), content.encode(), not address.isascii())
 
     def _form(self, template: str, why: str, named: bool) -> _Form:
-        """Render a template once for all letters that differ only in what `_fill` puts in."""
+        """Render a template once for all letters that differ only in their facts."""
         if (form := self._forms.get((template, why, named))) is None:
-            facts = {
-                "order_id": _ORDER_ID,
-                "amount": _AMOUNT,
-                "name": _NAME if named else "",
-                "why": why,
-            }
-            text = self._environment.get_template(f"{template}.txt.j2").render(facts)
-            page = self._environment.get_template(f"{template}.html.j2").render(facts)
-            subject, _, text = text.partition("\r\n")
-            form = self._forms[template, why, named] = _Form(subject, text, page)
+            facts = {"order_id": _ORDER_ID, "amount": _AMOUNT, "why": why}
+            name, name_as_html = (_NAME, _NAME_AS_HTML) if named else ("", "")
+            text = self._environment.get_template(f"{template}.txt.j2")
+            page = self._environment.get_template(f"{template}.html.j2")
+            subject, _, plain = text.render(facts, name=name).partition("\r\n")
+            parts = (
+                "Auto-Submitted: auto-generated\r\n"
+                "MIME-Version: 1.0\r\n"
+                f'Content-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n'
+                f"{_part('plain', plain)}"
+                f"{_part('html', page.render(facts, name=name_as_html))}"
+                f"--{_BOUNDARY}--\r\n"
+            )
+            form = self._forms[template, why, named] = _Form(_blanks(subject), _blanks(parts))
         return form
 
     def _now(self) -> str:
@@ -203,13 +208,11 @@ def _address(text: str) -> str:
     return f"{local}@{domain}"
 
 
-def _fill(form: str, order_id: str, amount: str, name: str) -> str:
-    return form.replace(_ORDER_ID, order_id).replace(_AMOUNT, amount).replace(_NAME, name)
-
-
 def _plain(name: str) -> str:
     """A name in one line, without what a terminal or a header could take for something else."""
-    clean = "".join(c if c.isprintable() else " " for c in name[: 2 * NAME_CHARACTERS_MAX])
+    clean = name[: 2 * NAME_CHARACTERS_MAX]
+    if not clean.isprintable():
+        clean = "".join(c if c.isprintable() else " " for c in clean)
     return " ".join(clean.split())[:NAME_CHARACTERS_MAX]
 
 
@@ -230,11 +233,25 @@ def _words(text: str) -> str:
     return encoded.replace("\n", "\r\n")
 
 
-def _part(boundary: str, kind: str, text: str) -> str:
-    body = binascii.b2a_qp(text.encode(), istext=True).decode("ascii")
+def _part(kind: str, text: str) -> str:
+    """One alternative. Marks stand in lines of their own, which end softly, as those before do: so
+    no line grows too long, whatever comes in the place of a mark."""
+    pieces = (piece for piece in _MARK.split(text) if piece)
+    body = "=\r\n".join(piece if piece in _MARKS else _quoted(piece) for piece in pieces)
     return (
-        f"--{boundary}\r\n"
+        f"--{_BOUNDARY}\r\n"
         f"Content-Type: text/{kind}; charset=utf-8\r\n"
         "Content-Transfer-Encoding: quoted-printable\r\n"
         f"\r\n{body}\r\n"
     )
+
+
+def _quoted(text: str) -> str:
+    """Quoted-printable, in lines that leave room for a soft line end."""
+    # It ends lines, also softly, as the text ends its first one, and one more at the end of a line.
+    return binascii.b2a_qp(f"{text}\r\n".encode(), istext=True)[:-2].decode("ascii")
+
+
+def _blanks(form: str) -> str:
+    """Make marks what `%` fills in."""
+    return _MARK.sub(lambda mark: _MARKS[mark[1]], form.replace("%", "%%"))

@@ -1,13 +1,15 @@
 """The mail server: kept connections, one conversation at a time on each, and a breaker around it.
 
 aiosmtplib connects, upgrades to TLS and logs in; then the connection is ours, because commands that
-travel together (RFC 2920) cost a fraction of commands that each wait for their answer.
+travel together (RFC 2920), and with the message (RFC 3030), cost a fraction of commands that each
+wait for their answer.
 """
 
 import asyncio
 import ssl
 import time
 import urllib.parse
+from collections import deque
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,12 +28,16 @@ CONVERSATION_TIMEOUT_S = 10.0
 # Mail servers drop idle and long-lived connections; we leave before that.
 IDLE_S_MAX = 20.0
 LETTERS_PER_CONNECTION_MAX = 500
+# A connection that has rested longer may be dead without our knowing: there a message waits until
+# the server has answered, so that a dead one leaves nothing in doubt.
+RESTED_S_MAX = 1.0
 REPLY_BYTES_MAX = 64 * 1024
 SMTP_PORT = 25
 SMTPS_PORT = 465
 SERVICE_CLOSING = 421
 # Answers to a recipient that are about us, not about the recipient: bad sequence, not logged in.
 NOT_ABOUT_THE_RECIPIENT = (502, 503, 530, 535)
+_TOO_SLOW = "the mail server does not answer in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class Mailer:
         self.breaker = breaker or Breaker("smtp", on_change=watch_breaker)
         watch_breaker(self.breaker.name, self.breaker.state, self.breaker.state)
         self._server, self._sender = server, sender
-        self._slots = asyncio.Semaphore(connections_max)
+        self._slots = _Slots(connections_max)
         self._idle: list[_Wire] = []
 
     async def send(self, letter: Letter) -> Refusal | None:
@@ -103,16 +109,12 @@ class Mailer:
         Raises `Unavailable` when the server is away, does not want it now, or did not say whether
         it has it, and `Refused` when it does not accept our credentials.
         """
-        try:
-            async with asyncio.timeout(SLOT_TIMEOUT_S):
-                await self._slots.acquire()
-        except TimeoutError as error:
-            raise Unavailable("every connection to the mail server is busy") from error
+        await self._slots.take()
         try:
             with self.breaker.guard():
                 verdict = await self._deliver(letter)
         finally:
-            self._slots.release()
+            self._slots.give()
         if isinstance(verdict, _Deferral):
             # One recipient's greylisting or full mailbox says nothing about the server.
             raise Unavailable(f"the mail server defers the recipient: {verdict.code}")
@@ -136,17 +138,16 @@ class Mailer:
         return await self._converse(await self._connect(), letter)
 
     async def _converse(self, wire: "_Wire", letter: Letter) -> _Verdict:
+        # A bare timer: `asyncio.timeout` costs three times as much, for each letter.
+        alarm = asyncio.get_running_loop().call_later(CONVERSATION_TIMEOUT_S, wire.give_up)
         try:
-            async with asyncio.timeout(CONVERSATION_TIMEOUT_S):
-                verdict = await wire.deliver(self._sender.encode(), letter)
-        except TimeoutError as error:
-            raise Unavailable("the mail server does not answer in time") from error
+            return await wire.deliver(self._sender.encode(), letter)
         finally:
+            alarm.cancel()
             if wire.reusable:
                 self._idle.append(wire)
             else:
                 wire.abandon()
-        return verdict
 
     def _kept(self) -> "_Wire | None":
         while self._idle:
@@ -181,6 +182,46 @@ class Mailer:
         return _Wire(cast("asyncio.Transport", client.transport), client.esmtp_extensions)
 
 
+class _Slots:
+    """So many may go in at once; the others wait in line, each for `SLOT_TIMEOUT_S` at most."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Go in; raises `Unavailable` when that takes too long."""
+        if self._free:
+            self._free -= 1
+            return
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._line.append(turn)
+        alarm = loop.call_later(SLOT_TIMEOUT_S, self._turn_away, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            # Cancelled just as our turn came: it is the next one's.
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.give()
+            raise
+        finally:
+            alarm.cancel()
+
+    def give(self) -> None:
+        """Go out, and let the next one in; a slot with somebody waiting is never free."""
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _turn_away(self, turn: asyncio.Future[None]) -> None:
+        if not turn.done():
+            turn.set_exception(Unavailable("every connection to the mail server is busy"))
+
+
 class _Wire(asyncio.Protocol):
     """One connection on which letters are handed in, one after the other."""
 
@@ -188,23 +229,23 @@ class _Wire(asyncio.Protocol):
         self.lost = False
         self.content_sent = False
         self.reusable = False
-        self.idle_since = 0.0
+        self.idle_since = time.monotonic()
         self._transport = transport
         self._pipelining = "pipelining" in extensions
+        self._chunking = self._pipelining and "chunking" in extensions
         self._international = "smtputf8" in extensions
         self._letters = 0
-        self._received = bytearray()
+        self._unread = b""
         self._codes: list[int] = []
         self._wanted = 0
         self._answered: asyncio.Future[None] | None = None
+        self._overdue = False
         transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
         """Read whole replies; of one in several lines the last counts."""
-        self._received += data
-        *lines, rest = self._received.split(b"\n")
-        self._received = bytearray(rest)
-        if len(rest) > REPLY_BYTES_MAX:
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        if len(self._unread) > REPLY_BYTES_MAX:
             self._transport.abort()
             return
         for line in lines:
@@ -229,49 +270,70 @@ class _Wire(asyncio.Protocol):
         """Leave a conversation that did not go as planned; a message half sent is dropped."""
         self._transport.abort()
 
+    def give_up(self) -> None:
+        """Wait no longer in this conversation: the server is `Unavailable`."""
+        self._overdue = True
+        self._wake()
+
     async def deliver(self, sender: bytes, letter: Letter) -> _Verdict:
         """Hand in one letter; raises `Unavailable`. Reusable afterwards only when all went well."""
-        self.content_sent = self.reusable = False
+        self.content_sent = self.reusable = self._overdue = False
         if letter.international and not self._international:
             return Refusal(553)
         utf8 = b" SMTPUTF8" if letter.international else b""
-        commands = (
+        envelope = (
             b"MAIL FROM:<%b>%b\r\n" % (sender, utf8),
             b"RCPT TO:<%b>\r\n" % letter.recipient,
-            b"DATA\r\n",
         )
+        if self._chunking and time.monotonic() - self.idle_since < RESTED_S_MAX:
+            return await self._deliver_at_once(b"".join(envelope), letter.content)
         if self._pipelining:
-            mail, rcpt, data = await self._ask(b"".join(commands), 3)
+            mail, rcpt, data = await self._ask(b"".join(envelope) + b"DATA\r\n", 3)
             self._check_sender(mail)
         else:
-            (mail,) = await self._ask(commands[0])
+            (mail,) = await self._ask(envelope[0])
             self._check_sender(mail)
-            (rcpt,) = await self._ask(commands[1])
-            (data,) = await self._ask(commands[2]) if rcpt < 300 else (0,)
+            (rcpt,) = await self._ask(envelope[1])
+            (data,) = await self._ask(b"DATA\r\n") if rcpt < 300 else (0,)
         if verdict := _about_recipient(rcpt):
             return verdict
         if data != 354:
             raise Unavailable(f"the mail server takes no message now: {data}")
         self.content_sent = True
-        (taken,) = await self._ask(letter.content + b".\r\n")
+        (taken,) = await self._ask(letter.content.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+        verdict = _about_content(taken)
+        self._rest()
+        return verdict
+
+    async def _deliver_at_once(self, envelope: bytes, content: bytes) -> _Verdict:
+        """Hand in one letter in one go: a server drops a message whose envelope it refuses."""
+        self.content_sent = True
+        message = b"BDAT %d LAST\r\n%b" % (len(content), content)
+        mail, rcpt, taken = await self._ask(envelope + message, 3)
+        self._check_sender(mail)
+        verdict = _about_recipient(rcpt) or _about_content(taken)
+        if verdict is None:  # After a refusal it is not certain where the server stands.
+            self._rest()
+        return verdict
+
+    def _rest(self) -> None:
+        """Stay for another letter, if there may be one on this connection."""
         self._letters += 1
         self.reusable = not self.lost and self._letters < LETTERS_PER_CONNECTION_MAX
         self.idle_since = time.monotonic()
-        if 200 <= taken < 300:
-            return None
-        if taken < 500 or taken in NOT_ABOUT_THE_RECIPIENT:
-            self.reusable = False
-            raise Unavailable(f"the mail server does not take the message now: {taken}")
-        return Refusal(taken)
 
     async def _ask(self, text: bytes, answers: int = 1) -> list[int]:
         if self.lost:
             raise Unavailable("the mail server hung up")
+        if self._overdue:
+            raise Unavailable(_TOO_SLOW)
         self._codes, self._wanted = [], answers
         self._answered = asyncio.get_running_loop().create_future()
         self._transport.write(text)
         await self._answered
         self._answered = None
+        if len(self._codes) < answers and self._overdue:
+            raise Unavailable(_TOO_SLOW)
         if len(self._codes) < answers or SERVICE_CLOSING in self._codes:
             raise Unavailable("the mail server hung up")
         return self._codes[:answers]
@@ -293,3 +355,11 @@ def _about_recipient(code: int) -> _Verdict:
     if 400 <= code < 500:
         return _Deferral(code)
     raise Unavailable(f"the mail server does not take recipients now: {code}")
+
+
+def _about_content(code: int) -> _Verdict:
+    if 200 <= code < 300:
+        return None
+    if code < 500 or code in NOT_ABOUT_THE_RECIPIENT:
+        raise Unavailable(f"the mail server does not take the message now: {code}")
+    return Refusal(code)

@@ -9,11 +9,10 @@ import secrets
 from typing import Any
 
 import pytest
-from litestar import Request
 
 from http_calls import PROBLEM, an_order, converse, send
 from ironcart.services.orders.api import read_wait_s
-from ironcart.toolkit.http.routes import BODY_BYTES_MAX
+from ironcart.toolkit.http.routes import BODY_BYTES_MAX, Call
 from shopping import System
 
 
@@ -103,8 +102,8 @@ async def test_a_key_outlives_an_invalid_attempt(system: System) -> None:
 def test_prefer_is_read_as_its_rfc_says_and_oddities_are_ignored(
     written: list[bytes], wait_s: float
 ) -> None:
-    scope: Any = {"type": "http", "headers": [(b"prefer", value) for value in written]}
-    assert read_wait_s(Request(scope)) == wait_s
+    scope = {"type": "http", "headers": [(b"prefer", value) for value in written]}
+    assert read_wait_s(Call(scope)) == wait_s
 
 
 # --- queries -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from litestar import Response
 
 from ironcart.toolkit.http import Endpoint, Problem, Server, application, json_response, listen
 from ironcart.toolkit.http import connection as limits
@@ -46,9 +47,17 @@ class Parts:
         self.read += 1
         return json_response(body)
 
+    async def broken(self, _: Call) -> Answer:
+        raise RuntimeError("a bug")
+
+    async def text(self, _: Call) -> Answer:
+        return Response(b"quick", media_type="text/plain")
+
     def endpoints(self) -> list[Endpoint]:
         return [
             Endpoint("GET", "/quick", self.quick),
+            Endpoint("GET", "/broken", self.broken),
+            Endpoint("GET", "/text", self.text),
             Endpoint("GET", "/slow", self.slow),
             Endpoint("POST", "/echo", self.echo, door=lambda _: self.door),
         ]
@@ -130,6 +139,34 @@ def is_problem(answer: tuple[int, dict[str, str], bytes], status: int) -> bool:
     found, headers, body = answer
     kind = headers["content-type"]
     return (found, kind, json.loads(body)["status"]) == (status, "application/problem+json", status)
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (GET, 200),
+        (GET.replace(b"GET", b"PUT"), 405),
+        (GET.replace(b"quick", b"broken"), 500),
+        (GET.replace(b"quick", b"text"), 200),
+        (posting(b'{"a":1}'), 200),
+        (posting(b'{"a":1}', "Content-Encoding: gzip"), 415),
+        (posting(b"{}").replace(b"json", b"xml"), 415),
+    ],
+    ids=["read", "another method", "a bug", "text", "posted", "packed", "no JSON"],
+)
+async def test_a_path_to_the_letter_is_answered_like_one_that_is_routed(
+    site: Site, said: bytes, status: int
+) -> None:
+    to_the_letter = await (await site.call(said)).hear()
+    routed = await (await site.call(said.replace(b" HTTP/1.1", b"/ HTTP/1.1", 1))).hear()
+    assert to_the_letter[0] == status
+    assert to_the_letter == routed
+
+
+async def test_a_host_that_cannot_be_is_refused_on_every_path(site: Site) -> None:
+    for path in (b"/quick", b"/quick/"):
+        caller = await site.call(b"GET %b HTTP/1.1\r\nHost: a b\r\n\r\n" % path)
+        assert is_problem(await caller.hear(), 400)
 
 
 BIG = limits.HEAD_BYTES_MAX

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, cast
 import msgspec
 import structlog
 from litestar import Litestar, Request, Response
+from litestar.datastructures import Headers, MultiDict
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
@@ -18,13 +19,16 @@ from opentelemetry.trace import SpanKind
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.envelope import NAME_PATTERN, decode_json, encode_json
 from ironcart.toolkit.http.documents import Operation, Parameter, document
-from ironcart.toolkit.http.problems import Fault, Problem, retry_after
+from ironcart.toolkit.http.problems import PROBLEM_TYPE, Fault, Problem, retry_after
 from ironcart.toolkit.outcomes import Unavailable
 
 BODY_BYTES_MAX = 64 * 1024
 PAGE_ITEMS_DEFAULT = 50
 PAGE_ITEMS_MAX = 500
 RETRY_AFTER_S = 1
+JSON_TYPE = "application/json"
+# As nearly all are written; any other host is Litestar's to judge.
+_USUAL_HOST = re.compile(rb"[A-Za-z0-9.:\[\]-]*\Z")
 CURSOR_PATTERN = r"^[A-Za-z0-9_-]{2,1024}={0,2}\Z"
 PAGING = (
     Parameter(
@@ -46,8 +50,47 @@ TICKET = "ironcart_ticket"
 
 S = TypeVar("S")
 
-Call = Request[Any, Any, Any]
 Answer = Response[Any]
+_Request = Request[Any, Any, Any]
+
+
+class Call:
+    """One request, as far as handlers read it: Litestar's own costs more than most of them do."""
+
+    __slots__ = ("_body", "_receive", "headers", "scope")
+
+    def __init__(self, scope: Any, receive: Any = None) -> None:
+        self.scope, self._receive = scope, receive
+        self.headers = Headers(scope["headers"])
+        self._body: bytes | None = None
+
+    @property
+    def path_params(self) -> dict[str, str]:
+        """The parameters of the path, by name."""
+        found: dict[str, str] = self.scope["path_params"]
+        return found
+
+    @property
+    def query_params(self) -> MultiDict[Any]:
+        """The parameters of the query, by name."""
+        return Request(self.scope).query_params
+
+    async def body(self) -> bytes:
+        """Read the body whole; raises a `Problem` when it is too large, or breaks off."""
+        if self._body is None:
+            body, more = b"", True
+            while more:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem(400, "the request broke off")
+                body += message.get("body", b"")
+                if len(body) > BODY_BYTES_MAX:
+                    raise Problem(413, f"send at most {BODY_BYTES_MAX} bytes")
+                more = message.get("more_body", False)
+            self._body = body
+        return self._body
+
+
 EndpointHandler = Callable[[Call], Awaitable[Answer]]
 
 
@@ -82,25 +125,18 @@ def json_response(
 ) -> Response[bytes]:
     """Answer with a struct, or with bytes that are JSON already."""
     encoded = body if isinstance(body, bytes) else encode_json(body)
-    return Response(
-        encoded, status_code=status, media_type="application/json", headers=headers or {}
-    )
+    return Response(encoded, status_code=status, media_type=JSON_TYPE, headers=headers or {})
 
 
 async def json_body(request: Call) -> bytes:
     """Read a JSON body; raises a `Problem` when it is said to be something else."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if kind != JSON_TYPE:
         raise Problem(415, "send Content-Type: application/json")
     # A small body that unpacks to a large one is refused with everything else that is packed.
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Problem(415, "send the body as it is, without Content-Encoding")
-    try:
-        return await request.body()
-    except HTTPException as error:
-        if error.status_code == 413:
-            raise Problem(413, f"send at most {BODY_BYTES_MAX} bytes") from error
-        raise Problem(400, "the request broke off") from error
+    return await request.body()
 
 
 async def read_struct(request: Call, kind: type[S]) -> S:
@@ -127,7 +163,7 @@ def read_name(request: Call, parameter: str) -> str:
     if not re.match(NAME_PATTERN, value):
         fault = Fault(f"/{parameter}", "use 1 to 64 of A-Z a-z 0-9 . _ -")
         raise Problem(400, f"{parameter} is not valid", faults=[fault])
-    return str(value)
+    return value
 
 
 def read_limit(request: Call) -> int:
@@ -162,7 +198,7 @@ def write_cursor(position: msgspec.Struct) -> str:
 
 def trace_of(request: Call) -> telemetry.TraceContext:
     """The trace that this request belongs to."""
-    context: telemetry.TraceContext = request.scope["ironcart_trace"]  # type: ignore[typeddict-item]
+    context: telemetry.TraceContext = request.scope["ironcart_trace"]
     return context
 
 
@@ -177,21 +213,32 @@ def application(
         return json_response(described)
 
     everything = [*endpoints, Endpoint("GET", "/openapi.json", openapi)]
+    handlers = [(each, _handler(each, tracing)) for each in everything]
     app = Litestar(
-        route_handlers=[*_options(everything), *(_handler(each, tracing) for each in everything)],
+        route_handlers=[*_options(everything), *(_routed(*each) for each in handlers)],
         openapi_config=None,
-        request_max_body_size=BODY_BYTES_MAX,
         exception_handlers={Exception: _answer_problem},
         logging_config=None,
     )
-    return Front(app, {(e.method, e.path): e.door for e in endpoints if e.door is not None})
+    doors = {(e.method, e.path): e.door for e in endpoints if e.door is not None}
+    plain = {(e.method, e.path): handler for e, handler in handlers if "{" not in e.path}
+    return Front(app, doors, plain)
 
 
 class Front:
-    """An app with doors: what they refuse costs neither routing, nor a trace, nor a body."""
+    """An app with doors: what they refuse costs neither routing, nor a trace, nor a body.
 
-    def __init__(self, app: Litestar, doors: Mapping[tuple[str, str], Door]) -> None:
-        self._app, self._doors = app, doors
+    A `plain` path has no parameters: asked for to the letter, its handler is called at once, and
+    answers as it would through the app's own routing, which costs more than most handlers do.
+    """
+
+    def __init__(
+        self,
+        app: Litestar,
+        doors: Mapping[tuple[str, str], Door],
+        plain: Mapping[tuple[str, str], EndpointHandler],
+    ) -> None:
+        self._app, self._doors, self._plain = app, doors, plain
 
     def enter(self, method: str, path: str, caller: str) -> Ticket | Problem | None:
         """Ask at a path's door, if it has one; a slash at the end makes no difference."""
@@ -216,10 +263,32 @@ class Front:
             await send({"type": "http.response.body", "body": ticket.body()})
             return
         try:
-            await self._app(scope, receive, send)
+            handler = self._plain.get((scope["method"], scope["path"]))
+            host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+            if handler is not None and _USUAL_HOST.match(host):
+                await _answer(handler, scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
         finally:
             if ticket is not None:
                 ticket.leave()
+
+
+async def _answer(handler: EndpointHandler, scope: Any, receive: Any, send: Any) -> None:
+    """Answer as Litestar would; what is not JSON it writes itself."""
+    try:
+        answer = await handler(Call(scope, receive))
+    except Problem as problem:
+        answer = problem.response()
+    body, kind = answer.content, answer.media_type
+    if not isinstance(body, bytes) or kind not in (JSON_TYPE, PROBLEM_TYPE):
+        await answer.to_asgi_response(None, Request(scope))(scope, receive, send)
+        return
+    named = {**answer.headers, "content-type": kind, "content-length": str(len(body))}
+    headers = [(key.lower().encode(), value.encode("latin-1")) for key, value in named.items()]
+    status = answer.status_code
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _options(endpoints: Sequence[Endpoint]) -> list[HTTPRouteHandler]:
@@ -245,7 +314,9 @@ def _path(path: str) -> str:
     return re.sub(r"\{(\w+)\}", r"{\1:str}", path)
 
 
-def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler:
+def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> EndpointHandler:
+    """A route's handler with its trace and its metric; all that it raises is a `Problem`."""
+
     async def handle(request: Call) -> Answer:
         started = time.monotonic()
         status = 500
@@ -257,11 +328,11 @@ def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler
             http__request__method=endpoint.method,
             http__route=endpoint.path,
         )
-        request.scope["ironcart_trace"] = inside  # type: ignore[typeddict-unknown-key]
+        request.scope["ironcart_trace"] = inside
         try:
             answer = await endpoint.handler(request)
             status = answer.status_code or 200
-            if isinstance(answer, Stream) and request.method == "HEAD":
+            if isinstance(answer, Stream) and request.scope["method"] == "HEAD":
                 answer = Response(b"", media_type=answer.media_type, headers=answer.headers)
         except Exception as error:
             problem = as_problem(error)
@@ -275,6 +346,13 @@ def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> HTTPRouteHandler
             if span is not None:
                 span.set_attribute("http.response.status_code", status)
                 span.end()
+
+    return handle
+
+
+def _routed(endpoint: Endpoint, handler: EndpointHandler) -> HTTPRouteHandler:
+    async def handle(request: _Request) -> Answer:
+        return await handler(Call(request.scope, request.receive))
 
     handle.__name__ = endpoint.handler.__name__
     methods: Any = _methods(endpoint)
@@ -301,5 +379,5 @@ def as_problem(error: Exception) -> Problem:
     return Problem(500, "something went wrong here; it is in the logs")
 
 
-def _answer_problem(_: Call, error: Exception) -> Answer:
+def _answer_problem(_: _Request, error: Exception) -> Answer:
     return as_problem(error).response()

@@ -59,15 +59,10 @@ Verdict = Answer | KeyReused | Unsealed
 
 class _Prepared(Struct, frozen=True):
     request: Request
-    fingerprint: bytes
+    key: Key | None
     order: Order
     fact: Fact
     body: bytes
-
-    def as_key(self) -> Key:
-        assert self.request.key is not None
-        caller, key = self.request.caller, self.request.key
-        return Key(caller, key, self.fingerprint, self.order.order_id, self.body)
 
 
 def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
@@ -77,7 +72,7 @@ def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
     # The same order written otherwise, with other white space say, is the same request.
     fingerprint = hashlib.sha256(encode_json(draft)).digest()
     body = encode_json(Accepted(order_id, PENDING, amount, draft.currency))
-    requested = None
+    key = requested = None
     if request.key is not None:
         key = Key(request.caller, request.key, fingerprint, order_id, body)
         requested = Requested(request.caller, key.digest, fingerprint.hex())
@@ -106,7 +101,7 @@ def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
         version=1,
         trace_id=request.cause.trace_id,
     )
-    return _Prepared(request, fingerprint, order, Fact(order_id, 1, created), body)
+    return _Prepared(request, key, order, Fact(order_id, 1, created), body)
 
 
 def remembered(created: OrderCreated) -> Key | None:
@@ -152,17 +147,17 @@ async def _write(
     history: History,
     publish: Callable[[Commit], object],
 ) -> list[Answer | KeyReused]:
-    first: dict[tuple[str, str], _Prepared] = {}
+    first: dict[tuple[str, str], Key] = {}
     for each in prepared:
-        if each.request.key is not None:
-            first.setdefault((each.request.caller, each.request.key), each)
+        if each.key is not None:
+            first.setdefault((each.key.caller, each.key.key), each.key)
     commit: Commit | None = None
     async with database.transaction() as connection:
         store = Store(connection)
-        free = await store.claim([each.as_key() for each in first.values()]) if first else set()
+        free = await store.claim([*first.values()]) if first else set()
         taken = first.keys() - free
-        known = await store.keys([first[key].as_key() for key in taken]) if taken else {}
-        known |= {key: first[key].as_key() for key in free}
+        known = await store.keys([first[key] for key in taken]) if taken else {}
+        known |= {key: first[key] for key in free}
         new = [each for each in prepared if _is_new(each, first, free)]
         if new:
             await store.add([each.order for each in new])
@@ -173,20 +168,18 @@ async def _write(
     return [_answer(each, known, _is_new(each, first, free)) for each in prepared]
 
 
-def _is_new(
-    each: _Prepared, first: dict[tuple[str, str], _Prepared], free: set[tuple[str, str]]
-) -> bool:
-    if each.request.key is None:
+def _is_new(each: _Prepared, first: dict[tuple[str, str], Key], free: set[tuple[str, str]]) -> bool:
+    if each.key is None:
         return True
-    key = (each.request.caller, each.request.key)
-    return key in free and first[key] is each
+    name = (each.key.caller, each.key.key)
+    return name in free and first[name] is each.key
 
 
 def _answer(each: _Prepared, known: dict[tuple[str, str], Key], is_new: bool) -> Answer | KeyReused:
-    if each.request.key is None or is_new:
+    if each.key is None or is_new:
         return Answer(each.order.order_id, each.body)
-    kept = known[each.request.caller, each.request.key]
-    if kept.fingerprint != each.fingerprint:
+    kept = known[each.key.caller, each.key.key]
+    if kept.fingerprint != each.key.fingerprint:
         return KeyReused()
     return Answer(kept.order_id, kept.answer, replayed=True)
 

@@ -157,14 +157,17 @@ def _units(raw: Raw, currency: str) -> int:
 
 def read_usual(body: bytes, currency: str) -> Draft | None:
     """Read an order in which nothing is wrong, in half the time; None when it is another."""
+    items, total = [], 0
     try:
         order = _orders.decode(body)
         used = currency if order.currency is UNSET else order.currency
-        prices = [_units(item.unit_price, used) for item in order.items]
+        for item in order.items:
+            price = _units(item.unit_price, used)
+            total += price * item.quantity
+            items.append(Item(item.sku, item.quantity, money(price, used)))
         amount = None if order.amount is UNSET else _units(order.amount, used)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    total = sum(price * item.quantity for price, item in zip(prices, order.items, strict=True))
     if not 1 <= total <= AMOUNT_MINOR_UNITS_MAX or amount not in (None, total):
         return None
     contact = None
@@ -172,12 +175,8 @@ def read_usual(body: bytes, currency: str) -> Draft | None:
         if not _can_be_mailed(order.email):
             return None
         contact = Contact(order.email, "" if order.name is UNSET else order.name)
-    items = tuple(
-        Item(item.sku, item.quantity, money(price, used))
-        for price, item in zip(prices, order.items, strict=True)
-    )
     method = None if order.payment_method is UNSET else order.payment_method
-    return Draft(order.customer_id, used, total, items, method, contact)
+    return Draft(order.customer_id, used, total, tuple(items), method, contact)
 
 
 def read_carefully(body: bytes, currency: str) -> Draft | list[Fault]:

@@ -37,7 +37,7 @@ FIRST_PORTS_MAX = 100
 
 # Everything that has happened is told, mailed and kept in the audit trail.
 _LEFT = """
-SELECT (SELECT count(*) FROM orders.orders WHERE status IN ('pending', 'reserved', 'cancelling'))
+SELECT (SELECT count(*) FROM orders.orders WHERE phase IN ('open', 'cancelling'))
      + (SELECT count(*) FROM payments.jobs) + (SELECT count(*) FROM notifications.jobs)
 """
 _TOLD = " + ".join(

@@ -67,7 +67,7 @@ COPIED: Mapping[str, str] = {
 }
 _COLUMNS = """
 SELECT column_name FROM information_schema.columns
-WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position
+WHERE table_schema = $1 AND table_name = $2 AND is_generated = 'NEVER' ORDER BY ordinal_position
 """
 _UNPUBLISHED = " + ".join(
     f"(SELECT count(*) FROM {service}.batches WHERE first_seq IS NULL)"  # noqa: S608 - ours

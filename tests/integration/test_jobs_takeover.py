@@ -132,6 +132,22 @@ async def test_leases_of_a_process_that_shows_no_life_at_all_end_by_time_alone(
     assert not work.calls["old"]
 
 
+async def test_looking_for_the_dead_walks_an_index_whatever_jobs_have_left_there(
+    parts: Bench,
+) -> None:
+    async with parts.database.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO jobs (key, due_at) SELECT md5(n::text), now() + n * interval '1 second'"
+            " FROM generate_series(1, 5000) n"
+        )
+        await connection.execute("ANALYZE jobs")
+        await connection.fetch(leases.LIVE, leases.HOLDERS_SPACE, 1)
+        plan = "".join(row[0] for row in await connection.fetch(f"EXPLAIN {leases.HOLDERS}"))
+        await connection.execute("SET enable_bitmapscan TO DEFAULT")
+    assert "Index" in plan
+    assert "Bitmap" not in plan
+
+
 async def test_whoever_ends_as_it_should_leaves_no_session_behind(parts: Bench) -> None:
     found = scheduler(parts, Errands())
     async with at_work(found) as (task,):

@@ -143,7 +143,7 @@ async def test_replicas_that_look_at_once_let_an_order_expire_once(
             LONG_S, database=database, history=history, publish=commits.append
         )
         plan = await database.fetch(
-            "EXPLAIN SELECT 1 FROM orders WHERE status IN ('pending', 'reserved')"
+            "EXPLAIN SELECT 1 FROM orders WHERE phase = 'open'"
             " AND created_at < now() LIMIT 500 FOR UPDATE SKIP LOCKED"
         )
         await database.close()
@@ -151,7 +151,7 @@ async def test_replicas_that_look_at_once_let_an_order_expire_once(
         assert sorted(order_id for some in undone for order_id in some) == sorted(late)
         assert sum(len(commit.messages) for commit in commits) == len(late)
         assert again == []
-        assert "orders_by_status" in "".join(row[0] for row in plan)
+        assert "orders_by_phase" in "".join(row[0] for row in plan)
 
 
 async def test_another_order_under_a_known_id_changes_nothing_and_is_told(start: Start) -> None:

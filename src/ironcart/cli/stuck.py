@@ -106,7 +106,7 @@ def _job(row: Mapping[str, Any]) -> str:
 
 
 _STUCK = """
-FROM orders WHERE status IN ('pending', 'reserved', 'cancelling')
+FROM orders WHERE phase IN ('open', 'cancelling')
   AND created_at < now() - make_interval(secs => $1)
 """
 _COUNT = f"SELECT count(*) AS n {_STUCK}"

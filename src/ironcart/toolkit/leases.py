@@ -68,12 +68,17 @@ SELECT count(*) AS open, count(*) FILTER (WHERE due_at <= now()) AS due,
        coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_s FROM jobs
 """
 # A token of version 8 begins with its holder; others name nobody, and end by time alone.
+# Many jobs share a token: only what is left of them is taken apart.
 HOLDERS = """
-SELECT DISTINCT left(lease::text, 8) AS holder FROM jobs
-WHERE due_at > now() AND substr(lease::text, 15, 1) = '8'
+WITH held AS MATERIALIZED (SELECT DISTINCT lease FROM jobs WHERE due_at > now())
+SELECT DISTINCT left(lease::text, 8) AS holder FROM held WHERE substr(lease::text, 15, 1) = '8'
 """
 # Shared: a session that the server has not yet missed must not keep its process from another one.
-LIVE = "SELECT pg_try_advisory_lock_shared($1::int, $2::int)"
+# And looking is to walk an index, which forgets as it goes what jobs that have ended leave there; a
+# bitmap would fetch all of that each time.
+LIVE = """
+SELECT pg_try_advisory_lock_shared($1::int, $2::int), set_config('enable_bitmapscan', 'off', false)
+"""
 LIVING = """
 SELECT lpad(to_hex(objid::bigint), 8, '0') AS holder FROM pg_locks
 WHERE locktype = 'advisory' AND classid = $1::oid AND objsubid = 2 AND granted
@@ -144,6 +149,8 @@ class Holder:
         """Make due what is held by those who have been gone long enough; returns since when."""
         # In this order: whoever holds a lease that can be seen was alive before it made that.
         named = {row["holder"] for row in await session.fetch(HOLDERS)}
+        if named <= {self._name.hex()}:  # Nobody else's: this session shows that we live.
+            return {}
         living = {row["holder"] for row in await session.fetch(LIVING, HOLDERS_SPACE)}
         now = time.monotonic()
         gone = {holder: gone_since.get(holder, now) for holder in named - living}

@@ -109,7 +109,7 @@ class Store:
         """Read what an endpoint is still to be told, the first of it."""
         rows = await self._connection.fetch(
             "SELECT order_id, template, channel, endpoint_id FROM notifications WHERE"
-            " endpoint_id = $1 AND state = 'due' AND channel = 'webhook' LIMIT $2",
+            " owed_to = $1 LIMIT $2",
             endpoint_id,
             count_max,
         )

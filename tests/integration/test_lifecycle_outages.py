@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from heart_parts import Topology, bench, make_schema
+from heart_parts import Topology, bench, make_schema, until
 from heart_processes import environment, process
 from ironcart.embedded.nats_server import NatsServer
 from ironcart.embedded.postgres import Postgres
@@ -22,6 +22,10 @@ async def test_without_a_broker_one_goes_on_accepting_the_other_waits_and_both_c
             process("beta", topology, environment(own_broker, database_url), tmp_path) as beta,
         ):
             await asyncio.gather(alpha.until_ready(jetstream="ok"), beta.until_ready())
+
+            async def connected() -> bool:
+                return parts.broker.connected
+
             own_broker.kill()
             await beta.until_ready(503, jetstream="down", database="ok")
             await alpha.until_ready(200, jetstream="down")
@@ -30,6 +34,7 @@ async def test_without_a_broker_one_goes_on_accepting_the_other_waits_and_both_c
 
             own_broker.start()
             await asyncio.gather(alpha.until_ready(jetstream="ok"), beta.until_ready())
+            await until(connected)  # Nor need we be the first to be back.
             pongs = await parts.ponged(10)
             assert [each.event["version"] for each in pongs] == list(range(1, 11))
             assert alpha.process.poll() is None

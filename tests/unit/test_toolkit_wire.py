@@ -1,11 +1,15 @@
 """What reaches below nats-py writes and reads as nats-py itself does."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.protocol.parser import Parser
 
 from ironcart.toolkit.broker.wire import WireClient, answers, publication, read_headers
+from ironcart.toolkit.topology import MESSAGE_BYTES_MAX
 
 TOKENS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=20)
 VALUES = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), max_size=40)
@@ -89,3 +93,93 @@ async def test_a_listener_that_fails_does_not_make_the_client_deaf() -> None:
     client._listeners[7] = fail
     await client._process_msg(7, b"in", b"$JS.ACK.odd", b"", b"")
     assert [str(error) for error in errors] == ["cannot read this"]
+
+
+LISTENER, GONE, USUAL = 7, 8, 9
+HEADERS = b"NATS/1.0\r\nNats-Msg-Id: 1\r\nA: \r\n\r\n"
+
+
+class Recorder(WireClient):
+    """Notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[object] = []
+        self._subs = {LISTENER: None, USUAL: None}  # type: ignore[dict-item]
+        for sid in (LISTENER, GONE):
+            self._listeners[sid] = lambda *message: self.told.append(message)
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        if sid == USUAL:
+            self.told.append((sid, subject, reply, data, headers))
+        else:
+            await super()._process_msg(sid, subject, reply, data, headers)
+
+    async def _process_ping(self) -> None:
+        self.told.append("ping")
+
+    async def _process_err(self, err_msg: str) -> None:
+        self.told.append(err_msg)
+        self._ps.reset()
+
+
+def delivered(sid: int, body: bytes, reply: bytes = b"$JS.ACK.1 ") -> bytes:
+    head, size = len(HEADERS), len(HEADERS) + len(body)
+    return b"HMSG events.said %d %b%d %d\r\n%b%b\r\n" % (sid, reply, head, size, HEADERS, body)
+
+
+BODIES = st.sampled_from([b"", b"{}", b"\r\n", b"HMSG a 7 b 12 12\r\n", b"x" * 300])
+SAID = st.one_of(
+    st.builds(delivered, st.sampled_from([LISTENER, LISTENER, USUAL, GONE, 999]), BODIES),
+    st.builds(delivered, st.just(LISTENER), BODIES, st.just(b"")),
+    st.builds(lambda body: b"MSG a 9 %d\r\n%b\r\n" % (len(body), body), BODIES),
+    st.builds(lambda body: b"MSG a 7 back %d\r\n%b\r\n" % (len(body), body), BODIES),
+    st.sampled_from(
+        [
+            b"PING\r\n",
+            b"+OK\r\n",
+            b"HMSG in 7 16 16\r\nNATS/1.0 100\r\n\r\n\r\n",
+            b"HMSG in 7 back 16 17\r\nNATS/1.0 408\r\n\r\n!\r\n",
+        ]
+    ),
+)
+
+
+async def heard(client: Recorder, said: bytes, cuts: list[int]) -> list[object]:
+    """What a client is told when data comes in pieces, and what it keeps for the next one."""
+    places = [0, *sorted({cut % (len(said) + 1) for cut in cuts}), len(said)]
+    for begin, end in pairwise(places):
+        await client._ps.parse(said[begin:end])
+    return [*client.told, bytes(client._ps.buf), client._ps.state]
+
+
+@given(st.lists(SAID, max_size=8), st.integers(0, 40), st.lists(st.integers(0, 4_000), max_size=8))
+async def test_wherever_data_is_cut_the_same_is_heard_as_from_the_clients_own_parser(
+    messages: list[bytes], lacking: int, cuts: list[int]
+) -> None:
+    said = b"".join(messages)
+    said = said[: max(0, len(said) - lacking)]
+    theirs = Recorder()
+    theirs._ps = Parser(theirs)
+    assert await heard(Recorder(), said, cuts) == await heard(theirs, said, cuts)
+
+
+async def test_one_byte_at_a_time_is_heard_as_well_as_all_at_once() -> None:
+    said = delivered(LISTENER, b"{}") * 3 + b"PING\r\n" + delivered(LISTENER, b"y" * 40)
+    at_once = await heard(Recorder(), said, [])
+    assert await heard(Recorder(), said, list(range(len(said)))) == at_once
+    assert len(at_once) == 4 + 1 + 2
+
+
+async def test_the_largest_message_is_heard_though_it_comes_in_many_pieces() -> None:
+    said = delivered(LISTENER, b"z" * MESSAGE_BYTES_MAX) * 2
+    found = await heard(Recorder(), said, list(range(0, len(said), 32_768)))
+    assert [len(each[2]) for each in found[:2]] == [MESSAGE_BYTES_MAX] * 2  # type: ignore[index]
+
+
+async def test_what_came_over_a_connection_that_was_given_up_is_not_heard() -> None:
+    client = Recorder()
+    said = b"-ERR 'Stale Connection'\r\n" + delivered(LISTENER, b"{}")
+    assert await heard(client, said, []) == ["'stale connection'", b"", client._ps.state]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.protocol import protocol
 
 from ironcart.toolkit.outcomes import LostRace, Refused, Unavailable
 
@@ -31,6 +32,10 @@ _SESSION = {
     # Whatever the role or the server says: a commit that we answer for is on disk.
     "synchronous_commit": "on",
 }
+
+# asyncpg asks of each element of an array whether it is an array itself. Asked of an abstract
+# class, that takes as long as encoding the element; ours are lists and tuples, and nothing else.
+protocol.IterableABC = (list, tuple)  # type: ignore[attr-defined]
 
 STARTED_AT = "SELECT pg_postmaster_start_time()"
 

@@ -118,7 +118,10 @@ def _header(headers: Mapping[str, str], wanted: str) -> str:
     """Find a header as everybody writes it, or in other letters."""
     if (value := headers.get(wanted)) is not None:
         return value
-    return next((headers[name] for name in headers if name.lower() == wanted), "")
+    for name in headers:
+        if len(name) == len(wanted) and name.lower() == wanted:
+            return headers[name]
+    return ""
 
 
 def context(headers: Mapping[str, str], trace_id: str | None = None) -> TraceContext:
@@ -144,6 +147,11 @@ class Tracing:
         if environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") and not environ.get("OTEL_SDK_DISABLED"):
             self._provider = _provider(service, environ)
             self._tracer = self._provider.get_tracer("ironcart")
+
+    @property
+    def on(self) -> bool:
+        """Whether spans are recorded at all."""
+        return self._provider is not None
 
     def start(
         self, name: str, kind: trace.SpanKind, parent: TraceContext, **attributes: str | int

@@ -261,6 +261,8 @@ def _name(value: Any) -> str:
 
 def _storable(text: str) -> str:
     """Text that Postgres takes: no NUL, and no half of a surrogate pair."""
+    if text.isascii() and "\x00" not in text:
+        return text
     return text.encode(errors="replace").decode().translate(_LETTERS_ONLY)
 
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import msgspec
 import structlog
-from msgspec import Struct, field
+from msgspec import Struct
 from nats.aio.subscription import Subscription
 
 from ironcart.toolkit.broker.connection import NOT_NOW, Broker
@@ -46,7 +46,6 @@ class Delivery(Struct):
     delivered: int
     stored_at: float
     reply: str
-    taken_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     def read(cls, subject: str, reply: str, body: bytes, headers: Mapping[str, str]) -> "Delivery":
@@ -281,7 +280,8 @@ class Puller:
     ) -> None:
         self._last_sign = time.monotonic()
         if reply.startswith("$JS.ACK."):
-            line.asked = max(0, line.asked - 1)
+            if line.asked:
+                line.asked -= 1
             self._ready.append(Delivery.read(subject, reply, body, headers))
             self._arrived.set()
             if line.asked == 0:

@@ -2,20 +2,28 @@
 
 Many commands go out in one write: each `publish` of the client is two coroutines, a dictionary of
 headers checked one by one, and a look at the queue of its flusher. What comes for a listener is
-handed over at once, not through an object, a queue and a task.
+handed over at once, not through an object, a queue and a task; what comes whole is not even seen
+by the client's parser.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.protocol.parser import AWAITING_CONTROL_LINE, CRLF_SIZE, Parser
 
 # Subject, reply subject, body and headers of one message.
 Listener = Callable[[str, str, bytes, Mapping[str, str]], None]
 # What stands before the headers of a message: NATS/1.0 and a line break.
 _VERSION_BYTES = 10
 _SPACE = ord(" ")
+# Names of headers that are known to be good.
+NAMES_KEPT_MAX = 256
+# Subject, subscription, reply subject, bytes of headers, bytes of headers and body.
+_head_at = re.compile(rb"HMSG (\S+) (\d+) (\S+) (\d+) (\d+)\r\n").match
 
 
 class WireClient(Client):
@@ -24,6 +32,7 @@ class WireClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._listeners: dict[int, Listener] = {}
+        self._ps = _Parser(self)
 
     async def listen(self, subject: str, hear: Listener) -> Subscription:
         """Have `hear` called for each message, in order, as soon as it has been read.
@@ -35,6 +44,23 @@ class WireClient(Client):
         self._listeners[subscription._id] = hear  # noqa: SLF001 - see above
         return subscription
 
+    async def hear_whole(self, data: bytes, at: int) -> int:
+        """Hand over what stands whole at `at`, as far as it is for listeners; returns its end."""
+        while head := _head_at(data, at):
+            subject, sid, reply, headers_bytes, all_bytes = head.groups()
+            begin = head.end()
+            end = begin + int(all_bytes)
+            hear = self._listeners.get(int(sid))
+            if end + CRLF_SIZE > len(data) or hear is None or int(sid) not in self._subs:
+                break
+            if _is_status(data, begin):
+                break
+            body_at = begin + int(headers_bytes)
+            headers = read_headers(data[begin:body_at])
+            await self._tell(hear, subject, reply, data[body_at:end], headers)
+            at = end + CRLF_SIZE
+        return at
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
@@ -44,13 +70,47 @@ class WireClient(Client):
         elif sid not in self._subs:
             del self._listeners[sid]
         else:
-            # A status has its own way of being written.
-            usual = not headers or headers[_VERSION_BYTES - 2] != _SPACE
-            found = read_headers(headers) if usual else await self._process_headers(headers)
-            try:
-                hear(subject.decode(), reply.decode(), data, found or {})
-            except Exception as error:  # noqa: BLE001 - or nothing would be read any more
-                await self._error_cb(error)
+            status = headers and _is_status(headers, 0)
+            found = await self._process_headers(headers) if status else read_headers(headers)
+            await self._tell(hear, subject, reply, data, found or {})
+
+    async def _tell(
+        self, hear: Listener, subject: bytes, reply: bytes, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        try:
+            hear(subject.decode(), reply.decode(), body, headers)
+        except Exception as error:  # noqa: BLE001 - or nothing would be read any more
+            await self._error_cb(error)
+
+
+class _Parser(Parser):
+    """nats-py's parser, but what stands whole and is for a listener goes past it.
+
+    Of anything else it is given one piece, so that it stands at the start of a message again:
+    a control line, or as much of a message as it lacks. Data may be cut anywhere.
+    """
+
+    nc: WireClient
+
+    async def parse(self, data: bytes = b"") -> None:
+        at = 0
+        while at < len(data):
+            end = 0
+            if self.state != AWAITING_CONTROL_LINE:
+                end = at + self.needed + CRLF_SIZE - len(self.buf)
+            elif not self.buf:
+                at = await self.nc.hear_whole(data, at)
+            end = end or data.find(b"\n", at) + 1 or len(data)
+            connection = self.buf
+            await super().parse(data[at:end])
+            if self.buf is not connection:  # It is given up: what else came over it counts no more.
+                return
+            at = end
+
+
+def _is_status(data: bytes, headers_at: int) -> bool:
+    """Whether these headers tell a status, which has its own way of being written."""
+    return data[headers_at + _VERSION_BYTES - 2] == _SPACE
 
 
 def read_headers(raw: bytes) -> dict[str, str]:
@@ -59,11 +119,17 @@ def read_headers(raw: bytes) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for line in raw[_VERSION_BYTES:].decode(errors="replace").split("\r\n"):
-        name, colon, value = line.partition(":")
-        name = name.strip()
-        if colon and name.isascii() and name.isprintable() and " " not in name:
+        written, colon, value = line.partition(":")
+        if colon and (name := _token(written)) is not None:
             found[name] = value.strip()
     return found
+
+
+@lru_cache(NAMES_KEPT_MAX)
+def _token(written: str) -> str | None:
+    """The name of a header, unless it is none; nearly all messages have the same few."""
+    name = written.strip()
+    return name if name.isascii() and name.isprintable() and " " not in name else None
 
 
 def publication(subject: str, headers: Mapping[str, str], body: bytes) -> bytes:

@@ -7,6 +7,7 @@ has been unpublished for more than `SWEEP_AFTER_S`, and a repeat carries the sam
 import asyncio
 import re
 import time
+from collections import Counter as Tally
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -164,8 +165,8 @@ class Outbox:
             marks.append((commit.batch_no, taken[0]))
             if taken[-1] - taken[0] != len(taken) - 1 or taken != sorted(taken):
                 scattered += [(commit.batch_no, pos, seq) for pos, seq in enumerate(taken)]
-        for message in messages:
-            telemetry.published.labels(message.subject).inc()
+        for subject, count in Tally([message.subject for message in messages]).items():
+            telemetry.published.labels(subject).inc(count)
         await self._mark(marks, scattered)
 
     async def _mark(

@@ -1,9 +1,10 @@
 """One try at a batch: inbox, handler, history in one transaction; in parts where it has to be."""
 
+from collections import Counter as Tally
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from ironcart.toolkit import history, telemetry
@@ -56,13 +57,16 @@ class Attempt:
         async with chassis.database.transaction() as connection:
             transaction = Transaction(connection)
             todo, verdicts = await self._admit(connection, messages)
-            traced = [self._traced(message) for message in todo]
-            todo = [message for message, _ in traced]
+            spans: list[trace.Span] = []
+            if chassis.tracing.on:
+                todo = [self._traced(message, spans) for message in todo]
             outcomes = await self._subscription.handle(todo, transaction) if todo else []
             assert len(outcomes) == len(todo), "one outcome for each message"
             for message, outcome in zip(todo, outcomes, strict=True):
                 if isinstance(outcome, Done):
                     facts += [(fact, message.cause) for fact in outcome.emit]
+                    verdicts.append(Ack(message.delivery))
+                    continue
                 verdict = await self._verdict(connection, message, outcome)
                 if isinstance(verdict, Term):
                     _look_behind(messages, message)
@@ -73,9 +77,8 @@ class Attempt:
                 keys = [message.key for message in todo if id(message.delivery) in again]
                 await history.withdraw(connection, keys)
             commit = await chassis.history.record(connection, facts)
-        for _, span in traced:
-            if span is not None:
-                span.end()
+        for span in spans:
+            span.end()
         for then in transaction.after_commit:
             then()
         return verdicts, commit
@@ -91,8 +94,9 @@ class Attempt:
         todo: list[Message] = []
         behind: list[Message] = []
         verdicts: list[Verdict] = []
+        for kind, count in Tally([message.envelope.type for message in messages]).items():
+            telemetry.consumed.labels(self._label, kind).inc(count)
         for message in messages:
-            telemetry.consumed.labels(self._label, message.envelope.type).inc()
             if message.key not in fresh:
                 verdicts.append(Ack(message.delivery, "duplicate"))
                 continue
@@ -106,7 +110,8 @@ class Attempt:
             await parking.hold(connection, behind)
         return todo, verdicts
 
-    def _traced(self, message: Message) -> tuple[Message, Any]:
+    def _traced(self, message: Message, spans: list[trace.Span]) -> Message:
+        """Begin a span for a message; what follows from the message lies inside it."""
         span, inside = self._chassis.tracing.start(
             f"process {message.delivery.subject}",
             SpanKind.CONSUMER,
@@ -120,12 +125,10 @@ class Attempt:
             ironcart__aggregate_id=message.envelope.aggregate_id,
         )
         if span is None:
-            return message, None
+            return message
+        spans.append(span)
         cause = Cause(message.cause.trace_id, inside, message.cause.causation_id)
-        return (
-            Message(message.key, message.envelope, message.data, message.delivery, cause),
-            span,
-        )
+        return Message(message.key, message.envelope, message.data, message.delivery, cause)
 
     async def _verdict(self, connection: Connection, message: Message, outcome: Outcome) -> Verdict:
         attempts, delivery = 0, message.delivery

@@ -156,10 +156,11 @@ class Consumer:
             await self._chassis.outbox.publish(commit)
             acks = [verdict for verdict in verdicts if isinstance(verdict, Ack)]
             await self.puller.ack([ack.delivery for ack in acks])
-            for said, count in Tally(ack.said for ack in acks).items():
+            for said, count in Tally([ack.said for ack in acks]).items():
                 self._count(said, count)
-            for verdict in verdicts:
-                await self._say(verdict)
+            if len(acks) < len(verdicts):
+                for verdict in verdicts:
+                    await self._say(verdict)
         finally:
             self.puller.release(len(verdicts))
 

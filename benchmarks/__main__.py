@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import uvloop
 
-from benchmarks import edge, hour, outage, page, prices, replicas, sizes
+from benchmarks import edge, hour, outage, page, prices, replicas, share, sizes
 from benchmarks.bed import Bed, CannotMeasure
 from benchmarks.endtoend import S_PER_MIN, Spell, closed, open_loop, warm_up
 from benchmarks.machine import facts
@@ -96,6 +96,10 @@ async def _sizes(given: argparse.Namespace) -> Found:
     )
 
 
+async def _floor(given: argparse.Namespace) -> Found:
+    return await share.measure(given.seconds, given.connections, given.rounds)
+
+
 async def _hour(given: argparse.Namespace) -> Found:
     return await hour.measure(given.hour, rate=given.rate, seconds=given.seconds)
 
@@ -135,7 +139,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "endtoend": Scenario(_endtoend, ("seconds", "connections", "shares"), 1.0),
     "batches": Scenario(_batches, ("seconds", "connections", "rounds")),
     "peer": Scenario(_by_name("benchmarks.peer", "compare")),
-    "floor": Scenario(_by_name("benchmarks.floor", "measure")),
+    "floor": Scenario(_floor, ("seconds", "connections", "rounds")),
     "outage": Scenario(_outage, ("outage", "rate")),
     "sizes": Scenario(_sizes, ("seconds", "connections", "rounds", "full", "events")),
     "prices": Scenario(_prices, ("seconds", "connections", "rounds")),

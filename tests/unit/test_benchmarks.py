@@ -14,10 +14,12 @@ from benchmarks import page
 from benchmarks.__main__ import DOCS, PAGE, SCENARIOS, keep, kept, main, write_docs
 from benchmarks.edge import Edge
 from benchmarks.endtoend import Spell
+from benchmarks.floor import Floor
 from benchmarks.hour import PARTS, Hour
 from benchmarks.outage import Look, Outage, at, counted
 from benchmarks.prices import ONE, WITH, WITHOUT, Batches, Compared, Gate, Pair
 from benchmarks.replicas import Shape, Shapes
+from benchmarks.share import Share
 from benchmarks.sizes import COPIED, Lag, Sizes, copying, undelivered
 
 METRICS = """\
@@ -84,7 +86,9 @@ def everything() -> dict[str, Any]:
         "endtoend": {"closed": most, "open": [{"share": 0.7, "rate": 1.0, "spell": most}]},
         "batches": one.as_json(),
         "peer": {"ratio": 9.0},
-        "floor": {"per_minute": 100_000},
+        "floor": Share(
+            [floor(800), floor(1_200), floor(1_000)], [spell(600), spell(660)]
+        ).as_json(),
         "outage": outage().as_json(),
         "sizes": sizes.as_json(),
         "prices": compared.as_json(),
@@ -108,6 +112,20 @@ def an_hour(growth_mb: Mapping[str, float]) -> Hour:
         for at in range(0, 3_601, 10)
     ]
     return Hour(100.0, 360_000, {"202": 360_000}, looks)
+
+
+def floor(per_minute: float) -> Floor:
+    return Floor(round(per_minute), 150, 60.0, 13.0, {"postgres": 400.0}, {"orders": 150.0})
+
+
+def test_a_share_of_the_floor_is_taken_of_the_floors_around_each_spell() -> None:
+    found = Share([floor(800), floor(1_200), floor(1_000)], [spell(600), spell(660)])
+
+    assert found.share == pytest.approx(0.6)
+    assert [line for line in found.lines() if not line.startswith(" ")] == [
+        *("floor", "system", "floor", "system", "floor"),
+        "share of the floor 60%",
+    ]
 
 
 def test_filling_up_at_first_is_no_growth_and_a_slow_leak_is() -> None:
@@ -238,7 +256,7 @@ def test_everything_measured_is_shown() -> None:
     found = page.sections(everything())
 
     assert not any("Not measured." in lines for lines in found.values())
-    assert page.floor_share(everything()) == 0.6
+    assert any("share of the floor | ≥ 50% | 60%" in line for line in found["goals"])
     assert "not measured" not in "\n".join(found["goals"])
     for drawn in page.plots(everything()).values():
         assert minidom.parseString(drawn).childNodes[0].nodeName == "svg"
@@ -260,7 +278,7 @@ def test_a_result_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
     assert set(kept(tmp_path)) == {"edge", "floor"}
 
 
-@pytest.mark.parametrize(("module", "function"), [("peer", "compare"), ("floor", "measure")])
+@pytest.mark.parametrize(("module", "function"), [("peer", "compare")])
 def test_what_is_imported_late_is_there(module: str, function: str) -> None:
     assert inspect.iscoroutinefunction(
         getattr(importlib.import_module(f"benchmarks.{module}"), function)

@@ -30,6 +30,8 @@ LEASE_S = 60.0
 CALL_S_MAX = LEASE_S / 2
 # A job that has waited this long since it was leased is given back rather than begun.
 LEASE_LEFT_MIN_S = CALL_S_MAX + 5
+# A job that goes on keeps its lease while that is younger than this: most are called again at once.
+RENEW_AFTER_S = 5.0
 JOBS_IN_HAND_MAX = 2_000
 CALLS_IN_FLIGHT_MAX = 128
 LEASE_BATCH_MAX = 500
@@ -345,15 +347,16 @@ class Jobs(Generic[P, R]):
                 if then.again is None:
                     done.append(job.key)
                 else:
-                    again.append(_Job(job.key, job.lease, then.again, 0, now))
+                    fresh = not job.attempts and now - job.leased_at < RENEW_AFTER_S
+                    leased_at = job.leased_at if fresh else now
+                    again.append(_Job(job.key, job.lease, then.again, 0, leased_at))
             if done:
                 await connection.execute("DELETE FROM jobs WHERE key = ANY($1::text[])", done)
-            if again:
-                keys = [job.key for job in again]
-                if self._stopping.is_set():
-                    await connection.execute(leases.GIVE_BACK, keys)
-                else:
-                    await connection.execute(leases.RENEW, keys, LEASE_S)
+            if self._stopping.is_set():
+                if again:
+                    await connection.execute(leases.GIVE_BACK, [job.key for job in again])
+            elif renewed := [job.key for job in again if job.leased_at == now]:
+                await connection.execute(leases.RENEW, renewed, LEASE_S)
             commit = await self._history.record(connection, facts)
         for then in settled:
             if then.after_commit is not None:

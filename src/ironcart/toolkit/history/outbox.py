@@ -30,7 +30,7 @@ SWEEP_EVENTS_MAX = 5_000
 # Longer than a round takes, so that two replicas do not publish the same; given back on failure.
 SWEEP_CLAIM_S = 30.0
 FAST_PATH_COMMITS_MAX = 2_000
-LINGER_S_MAX = 0.02
+LINGER_S_MAX = 0.05
 CHUNK_BYTES_MAX = 4 * 1024 * 1024
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 

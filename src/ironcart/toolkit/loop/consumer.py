@@ -23,10 +23,10 @@ from ironcart.toolkit.outcomes import LostRace, Refused, Unavailable
 BATCH_MESSAGES_MAX = 500
 MESSAGES_IN_HAND_MAX = 2_000
 SETTLING_BATCHES_MAX = 2
-LINGER_S_MAX = 0.1
+LINGER_S_MAX = 0.2
 # Nobody waits for what is only recorded: it is taken in larger batches, with longer rests.
 RAW_LINGER_S_MAX = 0.5
-RAW_RESTS = 5.0
+RAW_RESTS = 20.0
 OUTAGE_CHECK_S = 0.5
 RACES_MAX = 10
 

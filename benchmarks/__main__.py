@@ -51,8 +51,8 @@ class EndToEnd:
     def lines(self) -> list[str]:
         """Return it for a person."""
         found = ["closed loop", *self.closed.lines()]
-        for share, rate, spell in self.open:
-            found += [f"open loop, {share:.0%}: {rate:.0f}/s", *spell.lines()]
+        for part, rate, spell in self.open:
+            found += [f"open loop, {part:.0%}: {rate:.0f}/s", *spell.lines()]
         return found
 
     def as_json(self) -> dict[str, Any]:

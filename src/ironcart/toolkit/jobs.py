@@ -33,9 +33,10 @@ LEASE_LEFT_MIN_S = CALL_S_MAX + 5
 # A job that goes on keeps its lease while that is younger than this: most are called again at once.
 RENEW_AFTER_S = 5.0
 JOBS_IN_HAND_MAX = 2_000
-CALLS_IN_FLIGHT_MAX = 128
+# A call holds its place until it is settled: so many make up the batches behind it, too.
+CALLS_IN_FLIGHT_MAX = 256
 LEASE_BATCH_MAX = 500
-SETTLE_BATCH_MAX = 200
+SETTLE_BATCH_MAX = 500
 POLL_S = 0.5
 MEASURE_EVERY_S = 5.0
 # Measuring counts every job: it takes at most a hundredth of the time, however many there are.
@@ -43,7 +44,7 @@ REST_FOR_EACH_MEASURE = 99.0
 SETTLE_AGAIN_S = 0.5
 ERROR_CHARACTERS_MAX = 500
 RACES_MAX = 5
-LINGER_S_MAX = 0.05
+LINGER_S_MAX = 0.1
 RETRY = Backoff(attempts_max=2**31, first_s=0.5, max_s=60.0)
 
 P = TypeVar("P")

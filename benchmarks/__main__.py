@@ -13,14 +13,16 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import uvloop
 
 from benchmarks import edge, hour, outage, page, prices, replicas, share, sizes
 from benchmarks.bed import Bed, CannotMeasure
-from benchmarks.endtoend import S_PER_MIN, Spell, closed, open_loop, warm_up
+from benchmarks.endtoend import CONNECTIONS, S_PER_MIN, Spell, closed, open_loop, warm_up
 from benchmarks.machine import facts
+from benchmarks.page import IDLE, TWICE
 from chaos.report import put_between
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -29,6 +31,8 @@ REPORT = "report.json"
 # What a comparison of many spells can afford of the length of one.
 SPELL_SHARE = 1 / 3
 GATE = "gate"
+SPELLS = 3
+IDLE_RATE = 1.0
 
 
 class Found(Protocol):
@@ -43,34 +47,48 @@ class Found(Protocol):
 
 @dataclass(slots=True)
 class EndToEnd:
-    """The most that goes through, and how long orders wait at shares of it."""
+    """The most that goes through, spell by spell, and how long orders wait under other loads."""
 
-    closed: Spell
-    open: list[tuple[float, float, Spell]] = field(default_factory=list)
+    closed: list[Spell]
+    others: list[tuple[str, Spell]] = field(default_factory=list)
+
+    @property
+    def best(self) -> Spell:
+        """The spell with the most orders a minute: the machine's own speed changes meanwhile."""
+        return max(self.closed, key=lambda spell: spell.per_minute)
+
+    @property
+    def usual_rate(self) -> float:
+        """Orders a second of the spell in the middle."""
+        return median(spell.per_minute for spell in self.closed) / S_PER_MIN
 
     def lines(self) -> list[str]:
         """Return it for a person."""
-        found = ["closed loop", *self.closed.lines()]
-        for part, rate, spell in self.open:
-            found += [f"open loop, {part:.0%}: {rate:.0f}/s", *spell.lines()]
+        found = []
+        for name, spell in [*(("closed loop", each) for each in self.closed), *self.others]:
+            found += [name, *spell.lines()]
         return found
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a machine."""
-        shares = [
-            {"share": share, "rate": round(rate, 1), "spell": spell.as_json()}
-            for share, rate, spell in self.open
-        ]
-        return {"closed": self.closed.as_json(), "open": shares}
+        return {
+            "closed": self.best.as_json(),
+            "spells": [spell.as_json() for spell in self.closed],
+            "others": [{"name": name, "spell": spell.as_json()} for name, spell in self.others],
+        }
 
 
 async def _endtoend(given: argparse.Namespace) -> Found:
     async with Bed() as bed:
         await warm_up(bed)
-        found = EndToEnd(await closed(bed, given.seconds, given.connections))
-        for share in given.shares:
-            rate = share * found.closed.per_minute / S_PER_MIN
-            found.open.append((share, rate, await open_loop(bed, rate, given.seconds / 2)))
+        spells = [await closed(bed, given.seconds, given.connections) for _ in range(given.spells)]
+        found = EndToEnd(spells)
+        for part in given.shares:
+            rate, name = part * found.usual_rate, f"open loop, {part:.0%}"
+            found.others.append((name, await open_loop(bed, rate, given.seconds / 2)))
+        twice = await closed(bed, given.seconds / 2, 2 * given.connections)
+        found.others.append((TWICE, twice))
+        found.others.append((IDLE, await open_loop(bed, IDLE_RATE, given.seconds / 2)))
     return found
 
 
@@ -136,7 +154,7 @@ class Scenario:
 
 
 SCENARIOS: Mapping[str, Scenario] = {
-    "endtoend": Scenario(_endtoend, ("seconds", "connections", "shares"), 1.0),
+    "endtoend": Scenario(_endtoend, ("seconds", "connections", "shares", "spells"), 1.0),
     "batches": Scenario(_batches, ("seconds", "connections", "rounds")),
     "peer": Scenario(_by_name("benchmarks.peer", "compare")),
     "floor": Scenario(_floor, ("seconds", "connections", "rounds")),
@@ -229,7 +247,10 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="the long spell; others take a part of it"
     )
-    parser.add_argument("--connections", type=int, default=256, help="callers in closed loop")
+    parser.add_argument(
+        "--connections", type=int, default=CONNECTIONS, help="callers in closed loop"
+    )
+    parser.add_argument("--spells", type=int, default=SPELLS, help="long ones in closed loop")
     parser.add_argument("--shares", type=float, nargs="*", default=[0.3, 0.5, 0.7])
     parser.add_argument("--rounds", type=int, default=2, help="of what is compared in turns")
     parser.add_argument("--outage", type=float, default=outage.LASTS_S, help="its seconds")

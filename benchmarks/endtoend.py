@@ -11,7 +11,7 @@ from benchmarks.bed import SERVICES, Bed
 from benchmarks.crowd import Crowd, Sent
 from ironcart.load.figures import percentile
 
-CONNECTIONS = 256
+CONNECTIONS = 384
 WARM_UP_S = 8.0
 DONE_TIMEOUT_S = 600.0
 MS_PER_S, US_PER_S, S_PER_MIN = 1_000, 1_000_000, 60

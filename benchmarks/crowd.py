@@ -14,6 +14,8 @@ LINE_TIMEOUT_S = 30.0
 TICK_S = 0.002
 # By the clock: orders beyond this many without an answer are not sent, and counted.
 OPEN_CONNECTIONS_MAX = 1_000
+# Few, when there is little to say: each has to speak before it is hung up on.
+OPEN_CONNECTIONS_MIN = 2
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ class Crowd:
 
     async def open_loop(self, rate: float, seconds: float) -> Sent:
         """Send `rate` orders a second by the clock, whatever comes back."""
-        await self._connect(min(OPEN_CONNECTIONS_MAX, max(64, int(rate))))
+        await self._connect(min(OPEN_CONNECTIONS_MAX, max(OPEN_CONNECTIONS_MIN, int(rate))))
         sent = self._sent = Sent(began_at=time.time())
         began, number = time.monotonic(), 0
         self._again_until = 0.0

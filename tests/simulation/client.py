@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -80,6 +81,7 @@ class SimulatedClient:
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._buffered: list[Msg] = []
         self.is_connected, self.is_closed = server.up, False
+        self.lost_at = -math.inf  # when a request of it was last lost
         self.stats = {"reconnects": 0}
         self.is_draining_pubs, self._flush_queue = False, None
         self._out = Wire(world, lambda message: server.take(self, message))
@@ -147,6 +149,7 @@ class SimulatedClient:
         message = Msg(subject, payload, reply, headers)
         if self._world.happens(self._world.weather.lose_request):
             self._world.note("request to the broker that was lost")
+            self.lost_at = asyncio.get_running_loop().time()
         elif self.is_connected:
             self._out.send(message)
         else:

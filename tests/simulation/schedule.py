@@ -156,13 +156,15 @@ class Schedule:
             self._look_for_leftovers(toy)
             if before == self._troubles():
                 self.world.note("drain that nothing disturbed")
-                # What was under way when an earlier connection broke is nobody's fault.
+                # What was under way when an earlier connection broke, or when an ack may have been
+                # lost on its way, is nobody's fault.
                 here = (toy.client, toy.client.stats["reconnects"])
                 if here in [
                     (pending.client, pending.connection)
                     for consumer in self.jetstream.consumers.values()
                     for pending in consumer.pending.values()
                     if pending.again_at <= self.loop.time() + ACK_WAIT_S and not pending.naked
+                    if pending.again_at - ACK_WAIT_S > toy.client.lost_at
                 ]:
                     self.world.broken.append("an undisturbed drain left messages unsettled")
             toy.process.exit()

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import StatisticsError, median
 from typing import Any, Protocol
 
+import psutil
 import uvloop
 
 from benchmarks import edge, hour, outage, page, prices, replicas, share, sizes
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name} ...", flush=True)
         try:
             entry = _measured(name, given)
-        except (CannotMeasure, OSError, TimeoutError) as error:
+        except (CannotMeasure, OSError, TimeoutError, psutil.Error, StatisticsError) as error:
             said = str(error) or type(error).__name__
             print(f"benchmarks: {name}: {said}", file=sys.stderr, flush=True)
             broken = True

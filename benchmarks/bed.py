@@ -88,6 +88,15 @@ class Bed:
         self._up: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            if self._up is not None:
+                await self.__aexit__()
+            raise
+        return self
+
+    async def _start(self) -> None:
         self.folder.chmod(0o755)
         port = _free_row()
         with (self.folder / "up.out").open("wb") as out:
@@ -111,7 +120,6 @@ class Bed:
             await self._open.enter_async_context(replica.running(log))
             self._others.append(replica)
         await self._fill()
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._up is not None

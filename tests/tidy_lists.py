@@ -14,6 +14,7 @@ CATCHES_EVERYTHING: Mapping[str, str] = {
     "toolkit/loop/releases.py:Releases._deal_with": "nor those of what is dealt with later",
     "toolkit/broker/wire.py:WireClient._tell": "one odd message must not end all reading",
     "services/payments/gateway/connections.py:Connections.post": "drops the line, and raises",
+    "services/payments/gateway/connections.py:Connections._open": "closes its socket, and raises",
     "toolkit/resilience.py:Breaker.guard": "sees how a call ended, and raises it again",
     "embedded/folder.py:claim": "gives the lock back, and raises again",
 }

@@ -55,6 +55,7 @@ class Scripted:
         self.connections = 0
         self.messages: list[bytes] = []
         self.verbs: list[str] = []
+        self.letters_max, self.goodbye = 10**9, b""  # of one connection, and what is said then
         self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,9 +66,14 @@ class Scripted:
             if greeting is None:
                 return
             writer.write(greeting)
+            letters = 0
             while line := await reader.readline():
                 verb = line.split(b" ")[0].strip().upper().decode()
                 self.verbs.append(verb)
+                letters += verb == "MAIL"
+                if letters > self.letters_max:
+                    writer.write(self.goodbye)
+                    return
                 if verb == "BDAT":
                     self.messages.append(await reader.readexactly(int(line.split()[1])))
                     verb = "CONTENT"
@@ -142,6 +148,34 @@ async def test_on_a_connection_that_has_rested_the_message_waits_for_the_envelop
         with pytest.raises(Unavailable):
             await mailer.send(letter())
         assert server.verbs[4:] == ["MAIL", "RCPT", "DATA", "MAIL", "EHLO", "MAIL"]
+
+
+@pytest.mark.parametrize("goodbye", [b"", b"421 enough\r\n"], ids=["silently", "with 421"])
+@pytest.mark.parametrize("ehlo", [EHLO, EHLO_CHUNKING])
+async def test_a_server_that_takes_so_many_letters_a_connection_is_no_outage(
+    ehlo: bytes, goodbye: bytes
+) -> None:
+    async with scripted({"EHLO": ehlo}) as (server, mailer):
+        server.letters_max, server.goodbye = 5, goodbye
+        letters = [letter(order_id=f"ORD-{n}") for n in range(200)]
+        assert await asyncio.gather(*(mailer.send(each) for each in letters)) == [None] * 200
+        assert len(server.messages) == 200
+        assert mailer.breaker.state is BreakerState.CLOSED
+
+
+async def test_a_reply_too_many_is_not_taken_for_the_next_letters() -> None:
+    async with scripted({"EHLO": EHLO_CHUNKING}) as (server, mailer):
+        server.script["CONTENT"] = b"250 fine\r\n250 and another\r\n"
+        assert await mailer.send(letter()) is None
+        server.script["CONTENT"] = b"550 no\r\n"
+        assert await mailer.send(letter()) == Refusal(550)
+        assert server.connections == 2
+
+
+async def test_a_letter_that_was_taken_before_the_server_closed_is_taken() -> None:
+    async with scripted({"EHLO": EHLO_CHUNKING}) as (server, mailer):
+        server.script["CONTENT"] = b"250 queued\r\n421 bye\r\n"
+        assert await mailer.send(letter()) is None
 
 
 async def test_after_a_letter_sent_in_one_go_is_refused_the_next_has_a_connection_of_its_own() -> (

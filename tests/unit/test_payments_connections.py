@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -163,6 +164,41 @@ async def test_an_answer_that_cannot_be_read_is_an_error(
         break_it(told)
         with pytest.raises(OSError, match="the answer is"):
             await found.post("/", {}, b"")
+
+
+async def test_a_second_answer_to_one_question_is_not_heard_by_the_next() -> None:
+    stale = OK.replace(b"{}", b"[]")
+    async with site() as (told, found):
+        told.answer = [OK + stale[:30]]
+        assert (await found.post("/", {}, b"1"))[1] == b"{}"
+        told.connections[0].write(stale[30:])
+        told.answer = [OK]
+
+        assert (await found.post("/", {}, b"2"))[1] == b"{}"
+        assert len(told.connections) == 2
+
+
+async def test_a_dead_address_of_the_site_costs_a_quarter_of_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with site() as (_, found):
+        loop = asyncio.get_running_loop()
+        real = loop.getaddrinfo
+
+        async def first_a_dead_one(*where: Any, **how: Any) -> Any:
+            [alive] = await real(*where, **how)
+            return [(*alive[:4], ("192.0.2.1", alive[4][1])), alive]
+
+        monkeypatch.setattr(loop, "getaddrinfo", first_a_dead_one)
+        async with asyncio.timeout(5):
+            assert (await found.post("/", {}, b""))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/x y", "/v1/x\r\nHost: y", "v1", ""])
+async def test_a_path_that_is_not_one_word_is_refused(path: str) -> None:
+    async with site() as (_, found):
+        with pytest.raises(ValueError, match="one word"):
+            await found.post(path, {}, b"")
 
 
 async def test_a_connection_that_is_to_be_closed_is_not_kept() -> None:

@@ -237,3 +237,12 @@ async def test_an_answer_cut_off_in_the_middle_is_no_answer() -> None:
         stripe_side.cut = False
 
         assert await gateway.confirm("pi_1", 0) == Succeeded()
+
+
+@pytest.mark.parametrize("call", ["confirm", "cancel"])
+async def test_an_answer_about_another_intent_is_no_answer(call: str) -> None:
+    async with peer() as stripe_side, both(stripe_side.url) as gateways:
+        stripe_side.body_for = lambda _path: b'{"id":"pi_2","status":"succeeded"}'
+
+        with pytest.raises(Unavailable, match="about another intent"):
+            await getattr(gateways[0], call)("pi_1", 0)

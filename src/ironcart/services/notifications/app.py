@@ -18,6 +18,7 @@ from ironcart.services.notifications.api import notices, webhooks
 from ironcart.services.notifications.fold import MEMORY
 from ironcart.services.notifications.gateway import (
     CALLERS_MAX,
+    LETTERS_AT_ONCE_MAX,
     Mailer,
     SecretBox,
     Stationery,
@@ -85,6 +86,7 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
         chassis.outbox,
         closed_for_s=mailer.breaker.wait_s,
         only=MAIL_JOBS,
+        calls_max=LETTERS_AT_ONCE_MAX,
     )
     private = settings.webhooks_allow_private
     posting, box = Webhooks(allow_private=private), SecretBox(settings.master_key)

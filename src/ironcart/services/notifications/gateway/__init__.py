@@ -10,7 +10,12 @@ from ironcart.services.notifications.gateway.letters import (
     message_id_of,
     recipient_hash,
 )
-from ironcart.services.notifications.gateway.mailer import Mailer, Refusal, mail_server
+from ironcart.services.notifications.gateway.mailer import (
+    LETTERS_AT_ONCE_MAX,
+    Mailer,
+    Refusal,
+    mail_server,
+)
 from ironcart.services.notifications.gateway.signatures import (
     SECRET_PATTERN,
     SecretBox,
@@ -22,6 +27,7 @@ from ironcart.services.notifications.gateway.webhooks import CALLERS_MAX, Webhoo
 
 __all__ = [
     "CALLERS_MAX",
+    "LETTERS_AT_ONCE_MAX",
     "SECRET_PATTERN",
     "Letter",
     "Mailer",

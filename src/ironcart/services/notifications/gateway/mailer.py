@@ -21,6 +21,8 @@ from ironcart.toolkit.resilience import Breaker
 from ironcart.toolkit.telemetry import watch_breaker
 
 CONNECTIONS_MAX = 8
+# Who waits in line longer than `SLOT_TIMEOUT_S` is turned away: at half a second a letter, nobody.
+LETTERS_AT_ONCE_MAX = 16 * CONNECTIONS_MAX
 # All waits of one call together stay below the deadline of a job's call.
 SLOT_TIMEOUT_S = 8.0
 CONNECT_TIMEOUT_S = 5.0
@@ -244,6 +246,10 @@ class _Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read whole replies; of one in several lines the last counts."""
+        if self._answered is None:  # Nobody has asked: it could not be told from an answer.
+            self.lost = True
+            self._transport.abort()
+            return
         *lines, self._unread = (self._unread + data).split(b"\n")
         if len(self._unread) > REPLY_BYTES_MAX:
             self._transport.abort()
@@ -309,7 +315,13 @@ class _Wire(asyncio.Protocol):
         """Hand in one letter in one go: a server drops a message whose envelope it refuses."""
         self.content_sent = True
         message = b"BDAT %d LAST\r\n%b" % (len(content), content)
-        mail, rcpt, taken = await self._ask(envelope + message, 3)
+        try:
+            mail, rcpt, taken = await self._ask(envelope + message, 3)
+        except Unavailable:
+            # The server had ended this connection, as many do after so many letters: it said so
+            # to MAIL, or nothing. What it never began to answer it may be given again.
+            self.content_sent = self._codes[:1] not in ([], [SERVICE_CLOSING])
+            raise
         self._check_sender(mail)
         verdict = _about_recipient(rcpt) or _about_content(taken)
         if verdict is None:  # After a refusal it is not certain where the server stands.
@@ -319,7 +331,8 @@ class _Wire(asyncio.Protocol):
     def _rest(self) -> None:
         """Stay for another letter, if there may be one on this connection."""
         self._letters += 1
-        self.reusable = not self.lost and self._letters < LETTERS_PER_CONNECTION_MAX
+        in_step = len(self._codes) == self._wanted and not self._unread
+        self.reusable = in_step and not self.lost and self._letters < LETTERS_PER_CONNECTION_MAX
         self.idle_since = time.monotonic()
 
     async def _ask(self, text: bytes, answers: int = 1) -> list[int]:
@@ -334,7 +347,7 @@ class _Wire(asyncio.Protocol):
         self._answered = None
         if len(self._codes) < answers and self._overdue:
             raise Unavailable(_TOO_SLOW)
-        if len(self._codes) < answers or SERVICE_CLOSING in self._codes:
+        if len(self._codes) < answers or SERVICE_CLOSING in self._codes[:answers]:
             raise Unavailable("the mail server hung up")
         return self._codes[:answers]
 

@@ -95,7 +95,7 @@ class Gateway:
             return Declined(_decline_code(error))
         except stripe.InvalidRequestError:
             intent = await self._stands(intent_id)
-        return _reply(intent)
+        return _reply(_about(intent, intent_id))
 
     async def cancel(self, intent_id: str, attempts: int) -> Reply:
         """Close the door; finds out when the money had moved before."""
@@ -105,7 +105,7 @@ class Gateway:
             )
         except stripe.InvalidRequestError:
             intent = await self._stands(intent_id)
-        reply = _reply(intent)
+        reply = _reply(_about(intent, intent_id))
         if isinstance(reply, Declined):  # Neither canceled nor succeeded: it is still open.
             raise Unavailable(f"intent {intent_id} would not be cancelled")
         return reply
@@ -234,6 +234,13 @@ class Gateway:
             return await self._client.post(path, key, **params)
         except StoredFailure as error:
             raise Unavailable(str(error)) from error
+
+
+def _about(intent: Object, intent_id: str) -> Object:
+    """The intent, if it is the one that was asked for: an answer gone astray counts for nothing."""
+    if intent["id"] != intent_id:
+        raise Unavailable(f"Stripe was asked about {intent_id} and answers about another intent")
+    return intent
 
 
 def _reply(intent: Object) -> Reply:

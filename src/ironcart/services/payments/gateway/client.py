@@ -27,7 +27,10 @@ SUCCESS = range(200, 300)
 
 Object = Mapping[str, Any]
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
-_SILENCE = (stripe.StripeError, TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError)
+_SILENCE = (
+    *(stripe.StripeError, TimeoutError, aiohttp.ClientError, OSError),
+    *(msgspec.DecodeError, UnicodeDecodeError),
+)
 
 
 def _unheard(*_: Any, **__: Any) -> None:

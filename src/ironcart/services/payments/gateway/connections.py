@@ -4,17 +4,24 @@ httptools, which reads the requests to our own services, reads the answers.
 """
 
 import asyncio
+import re
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
+import aiohappyeyeballs
 import httptools
 
 # The other side drops idle connections; we leave before that.
 IDLE_S_MAX = 15.0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
+# So long is an address tried before the next one is, too (RFC 8305): one of them may be dead.
+NEXT_ADDRESS_AFTER_S = 0.25
 FINAL = 200  # What comes before is about an answer to come.
+
+_PATH = re.compile(r"/[!-~]*")
 
 # Status, body and headers, with names in lower case.
 Answer = tuple[int, bytes, Mapping[str, str]]
@@ -40,6 +47,8 @@ class Connections:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if not lines.count("\n") == lines.count("\r") == len(headers):
             raise ValueError("a header must be one line")
+        if not _PATH.fullmatch(path):
+            raise ValueError("a path must be one word")
         head = (
             f"POST {self._path}{path} HTTP/1.1\r\n{self._host_header}{lines}"
             f"Content-Length: {len(body)}\r\n\r\n"
@@ -73,9 +82,20 @@ class Connections:
 
     async def _open(self) -> "_Connection":
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            _Connection, self._host, self._port, ssl=self._tls
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        sock = await aiohappyeyeballs.start_connection(
+            found, happy_eyeballs_delay=NEXT_ADDRESS_AFTER_S, interleave=1, loop=loop
         )
+        try:
+            _, connection = await loop.create_connection(
+                _Connection,
+                sock=sock,
+                ssl=self._tls,
+                server_hostname=self._host if self._tls else None,
+            )
+        except BaseException:
+            sock.close()
+            raise
         return connection
 
 
@@ -116,13 +136,15 @@ class _Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("the answer is no HTTP")
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(str(error or "the connection was closed"))
 
     def on_message_begin(self) -> None:
+        if self._answer is None or self._answer.done():
+            self.lasts = False  # More than was asked for: the next question is not to hear it.
         self._headers, self._body, self._body_bytes = {}, [], 0
 
     def on_header(self, name: bytes, value: bytes) -> None:

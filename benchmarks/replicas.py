@@ -15,8 +15,9 @@ from benchmarks.endtoend import CONNECTIONS, Spell, closed, warm_up
 from benchmarks.outage import counted
 from chaos.outside import delivered_again
 
-# Replicas of each service, nodes of the broker.
-SHAPES = ((1, 1), (2, 1), (4, 1), (10, 1), (1, 3))
+# Replicas of each service, nodes of the broker. Ten of each did not come up: each process takes up
+# to ten connections, and the embedded database has a hundred.
+SHAPES = ((1, 1), (2, 1), (1, 3))
 # Small batches and ten processes a service: give them time to come to their end.
 VERIFY_SETTLE_S = 120
 
@@ -65,7 +66,7 @@ class Shapes:
             now = each.spell.cpu_us_an_order
             rows = ", ".join(f"{name} {now[name] / plain[name]:.2f}" for name in plain)
             found += [each.line(), f"    CPU an order, times the first: {rows}"]
-        return found
+        return found + [f"  BROKEN: {why}" for why in self.failed]
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a machine."""
@@ -82,8 +83,17 @@ class Shapes:
 
 
 async def measure(seconds: float, connections: int = CONNECTIONS) -> Shapes:
-    """Measure each shape on a system of its own."""
-    return Shapes([await _shape(*shape, seconds, connections) for shape in SHAPES])
+    """Measure each shape on a system of its own; one that does not come up is told at the end."""
+    found, failed = list[Shape](), list[str]()
+    for replicas, nats_nodes in SHAPES:
+        try:
+            found.append(await _shape(replicas, nats_nodes, seconds, connections))
+        except (CannotMeasure, TimeoutError) as error:
+            said = str(error) or "it is not ready in time"
+            failed.append(f"{replicas} of each service, {nats_nodes} broker node(s): {said}")
+            if not found:  # There is nothing to compare the others with.
+                raise
+    return Shapes(found, failed)
 
 
 async def _shape(replicas: int, nats_nodes: int, seconds: float, connections: int) -> Shape:

@@ -144,6 +144,7 @@ def test_replicas_that_leave_faults_behind_fail_the_run() -> None:
     assert not Shapes([well]).complaints
     assert "2 of each" in Shapes([well, ill]).complaints[0]
     assert "NOT OK" in "".join(Shapes([well, ill]).lines())
+    assert Shapes([well], ["10 of each service: not ready"]).complaints
 
 
 def test_a_counter_is_summed_over_its_labels_and_no_other_is() -> None:

@@ -50,13 +50,13 @@ class Shapes:
     """All shapes; the first is what the others are compared with."""
 
     measured: Sequence[Shape]
+    failed: Sequence[str] = ()
 
     @property
     def complaints(self) -> list[str]:
         """What more replicas must not do."""
-        return [
-            f"verify finds faults: {each.line()}" for each in self.measured if not each.verified
-        ]
+        ill = [f"verify finds faults: {each.line()}" for each in self.measured if not each.verified]
+        return [*ill, *self.failed]
 
     def lines(self) -> list[str]:
         """Return it for a person."""

@@ -227,16 +227,6 @@ class Replica:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
-    async def ready(self) -> bool:
-        """Whether it says that it is."""
-        with contextlib.suppress(aiohttp.ClientError, OSError):
-            async with (
-                aiohttp.ClientSession() as session,
-                session.get(f"{self.url}/ready") as answer,
-            ):
-                return answer.status == HTTPStatus.OK
-        return False
-
     @asynccontextmanager
     async def running(self, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
         """Run it until the end of the `with`, which asks it to drain; ready when that begins."""
@@ -247,7 +237,7 @@ class Replica:
         self.pid = process.pid
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                while not await self.ready():
+                while not await is_ready(self.url):
                     if process.returncode is not None:
                         raise CannotMeasure(f"another {self.service} ended: {process.returncode}")
                     await asyncio.sleep(POLL_S)
@@ -261,6 +251,14 @@ class Replica:
             except TimeoutError:
                 process.kill()
                 await process.wait()
+
+
+async def is_ready(url: str) -> bool:
+    """Whether the service at this address says that it is."""
+    with contextlib.suppress(aiohttp.ClientError, OSError):
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/ready") as answer:
+            return answer.status == HTTPStatus.OK
+    return False
 
 
 def _resident_mb(pid: int) -> float:

@@ -59,7 +59,7 @@ GOALS = (
         form="{:,.0f}",
     ),
     Goal(
-        "p99 of accept to confirmed at 70% of that, ms",
+        "p99 of accept to confirmed at 70% of the middle spell, ms",
         "endtoend",
         lambda found: _of(found, "open loop, 70%")["confirm_ms"]["p99"],
         most=1_000,

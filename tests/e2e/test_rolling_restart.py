@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from benchmarks.bed import Replica
+from benchmarks.bed import Replica, is_ready
 from chaos.outside import delivered_again
 from ironcart.embedded.ports import SERVICES
 from shopping import Shop, System, order, until
@@ -104,16 +104,6 @@ class Customers:
             return
 
 
-async def is_ready(port: int) -> bool:
-    with suppress(aiohttp.ClientError, OSError):
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{port}/ready") as answer,
-        ):
-            return answer.status == 200
-    return False
-
-
 @pytest.mark.timeout(TEST_TIMEOUT_S)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads a process's environment")
 async def test_every_service_is_restarted_under_load_and_nobody_notices(
@@ -152,7 +142,9 @@ async def roll(system: System, service: str, spread: Spread) -> None:
         await leave(service, spread, port, second.port, first)
 
         async def replaced() -> bool:
-            return system.run["services"][service]["pids"] != [first] and await is_ready(port)
+            return system.run["services"][service]["pids"] != [first] and await is_ready(
+                system.url(service)
+            )
 
         await until(replaced, READY_WITHIN_S)
         await leave(service, spread, second.port, port, process.pid)
@@ -167,7 +159,7 @@ async def leave(service: str, spread: Spread, going: int, staying: int, pid: int
     os.kill(pid, 15)
 
     async def going_away() -> bool:
-        return not await is_ready(going)
+        return not await is_ready(f"http://127.0.0.1:{going}")
 
     await until(going_away, GONE_WITHIN_S)
     if service == "orders":

@@ -166,7 +166,12 @@ class Bed:
     def use(self) -> Use:
         """CPU of every part, children and replicas included."""
         pids = self.pids().items()
-        return Use({name: sum(cpu_s(pid) for pid in several) for name, several in pids})
+        used = {name: sum(cpu_s(pid) for pid in several) for name, several in pids}
+        # They are our own children, and stand with their services.
+        for replica in self._others:
+            own = psutil.Process(replica.pid).cpu_times()
+            used["load"] -= own.user + own.system
+        return Use(used)
 
     def memory_mb(self, parts: Sequence[str] = SERVICES) -> dict[str, float]:
         """Resident megabytes of each of these, the largest where there are several."""

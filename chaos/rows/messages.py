@@ -39,6 +39,8 @@ async def again(arena: Arena, felt: Felt, *, choose: Choose) -> None:
             state = (await jetstream.stream_info(stream)).state
             for at in choose(state.last_seq - state.first_seq + 1, arena.draw):
                 message = await jetstream.get_msg(stream, state.first_seq + at - 1)
+                if "Nats-Msg-Id" not in (message.headers or {}):
+                    continue  # another row's garbage: again, it would be one more dead letter
                 headers = {"Nats-Msg-Id": f"chaos-{secrets.token_hex(8)}"}
                 await jetstream.publish(message.subject or "", message.data or b"", headers=headers)
                 sent += 1

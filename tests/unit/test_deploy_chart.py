@@ -1,8 +1,9 @@
 """The chart as Helm renders it, for a laptop and for production: each guard is where it should be.
 
-Needs `helm` on the path, and nothing else: no cluster is asked.
+Needs `helm`, on the path or named by HELM, and nothing else: no cluster is asked.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +19,16 @@ from ironcart.toolkit.loop.consumer import MESSAGES_IN_HAND_MAX
 from ironcart.toolkit.topology import ACK_PENDING_MAX
 
 CHART = Path(__file__).parent.parent.parent / "deploy" / "helm" / "ironcart"
-HELM = shutil.which("helm")
+HELM = os.environ.get("HELM") or shutil.which("helm")
 # The oldest and a newer Kubernetes: the chart must not depend on which one `helm` was built for.
 KUBERNETES = ("1.30.0", "1.37.0")
+NO_HELM = "there is no helm on the path, and HELM names none: .ci/deploy fetches one"
 RELEASE, NAMESPACE = "shop", "ironcart"
 HELM_TIMEOUT_S = 60
 HOOK, WEIGHT, DELETE = (f"helm.sh/{each}" for each in ("hook", "hook-weight", "hook-delete-policy"))
 COMPONENT = "app.kubernetes.io/component"
 
-pytestmark = pytest.mark.skipif(HELM is None, reason="helm is not on the path: nothing to render")
+pytestmark = pytest.mark.skipif(HELM is None, reason=NO_HELM)
 
 Manifest = Mapping[str, Any]
 
@@ -135,8 +137,7 @@ def test_every_pod_meets_the_restricted_standard(manifests: Sequence[Manifest]) 
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
         assert {next(iter(v.keys() - {"name"})) for v in pod["volumes"]} <= {
-            "emptyDir",
-            "configMap",
+            *("configMap", "emptyDir", "persistentVolumeClaim", "secret")
         }
         for container in pod["containers"]:
             assert container["securityContext"] == {
@@ -157,18 +158,20 @@ def test_every_container_asks_for_what_it_needs_and_has_a_limit_of_memory(
             assert set(resources["limits"]) == {"memory"}
 
 
+@pytest.mark.parametrize(("values", "scheme"), [("dev", "HTTP"), ("production", "HTTPS")])
 def test_probes_ask_health_whether_to_restart_and_ready_whether_to_call(
-    manifests: Sequence[Manifest],
+    values: str, scheme: str
 ) -> None:
-    for each in of_kind("Deployment", manifests).values():
+    for each in of_kind("Deployment", rendered(values)).values():
         container = container_of(each)
         alive, ready = container["livenessProbe"], container["readinessProbe"]
+        health = {"path": "/health", "port": "http", "scheme": scheme}
 
         assert container["ports"] == [{"name": "http", "containerPort": 8080}]
-        assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}
-        assert alive["httpGet"] == {"path": "/health", "port": "http"}
+        assert container["startupProbe"]["httpGet"] == health
+        assert alive["httpGet"] == health
         assert alive["initialDelaySeconds"] == 10
-        assert ready["httpGet"] == {"path": "/ready", "port": "http"}
+        assert ready["httpGet"] == {"path": "/ready", "port": "http", "scheme": scheme}
         assert ready["initialDelaySeconds"] == 5
 
 
@@ -251,11 +254,27 @@ def test_replicas_never_starve_each_other_at_max_ack_pending(
     assert f"must be at most {most}" in refused.stderr
 
 
-def test_without_keda_every_service_scales_on_cpu() -> None:
+def test_without_keda_every_service_scales_on_cpu_and_nothing_asks_for_it() -> None:
     plain = rendered("production", "--set", "autoscaling.kind=hpa")
+    deployments = of_kind("Deployment", plain)
+    scalers = of_kind("HorizontalPodAutoscaler", plain)
 
-    assert set(of_kind("HorizontalPodAutoscaler", plain)) == set(services.NAMES)
-    assert not of_kind("ScaledObject", plain)
+    assert set(scalers) == set(services.NAMES)
+    assert not [each for each in plain if "keda" in each["apiVersion"]]
+    for name, each in scalers.items():
+        spec = each["spec"]
+        assert spec["scaleTargetRef"] == {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "name": deployments[name]["metadata"]["name"],
+        }
+        assert 1 <= spec["minReplicas"] <= spec["maxReplicas"]
+        assert set(spec["behavior"]) == {"scaleUp", "scaleDown"}
+        (metric,) = spec["metrics"]
+        assert metric["resource"]["name"] == "cpu"
+        # A share of what is asked for: without a request there would be nothing to take it of.
+        assert container_of(deployments[name])["resources"]["requests"]["cpu"]
+        assert "replicas" not in deployments[name]["spec"]
 
 
 def test_provisioning_comes_first_with_secrets_and_a_policy_of_its_own(
@@ -292,12 +311,13 @@ def test_streams_have_three_copies_in_production_and_one_on_a_laptop() -> None:
     assert copies["production"]["IRONCART_STREAM_BYTES_MAX"] == str(4 * 1024**3)
 
 
-def test_a_helm_test_asks_every_service_whether_it_is_ready(manifests: Sequence[Manifest]) -> None:
-    (pod,) = of_kind("Pod", manifests).values()
+@pytest.mark.parametrize(("values", "scheme"), [("dev", "http"), ("production", "https")])
+def test_a_helm_test_asks_every_service_whether_it_is_ready(values: str, scheme: str) -> None:
+    (pod,) = of_kind("Pod", rendered(values)).values()
     args = pod["spec"]["containers"][0]["args"]
 
     assert pod["metadata"]["annotations"][HOOK] == "test"
-    assert set(args[1:]) == {f"http://shop-{name}:8080/ready" for name in services.NAMES}
+    assert set(args[1:]) == {f"{scheme}://shop-{name}:8080/ready" for name in services.NAMES}
     compile(args[0], "ready.py", "exec")
 
 
@@ -306,16 +326,14 @@ def test_metrics_are_scraped_and_dashboards_and_alerts_come_along(
 ) -> None:
     (rules,) = of_kind("PrometheusRule", production).values()
     (boards,) = of_kind("ConfigMap", production).values()
-    (monitor,) = of_kind("ServiceMonitor", production).values()
+    monitors = of_kind("ServiceMonitor", production)
     alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
 
-    assert monitor["spec"]["endpoints"][0] == {
-        "port": "http",
-        "path": "/metrics",
-        "interval": "15s",
-    }
-    for each in of_kind("Service", production).values():
-        selected = monitor["spec"]["selector"]["matchLabels"]
+    for name, each in of_kind("Service", production).items():
+        (endpoint,) = monitors[name]["spec"]["endpoints"]
+        selected = monitors[name]["spec"]["selector"]["matchLabels"]
+        assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
+        assert selected[COMPONENT] == name
         assert selected.items() <= each["metadata"]["labels"].items()
     assert set(boards["data"]) == {"ironcart.json"}
     assert all(f'namespace="{NAMESPACE}"' in rule["expr"] for rule in alerts)
@@ -331,7 +349,9 @@ def test_an_http_route_and_external_secrets_come_when_they_are_asked_for() -> No
     secrets = of_kind("ExternalSecret", asked)
 
     assert of_kind("HTTPRoute", asked)
-    assert set(secrets) == {*services.NAMES, "provision"}
+    assert set(secrets) == {
+        *(*services.NAMES, "provision", "api-keys", "audit-signing-key", "checkpoints-headers")
+    }
     assert secrets["provision"]["metadata"]["annotations"][HOOK] == "pre-install,pre-upgrade"
     assert not {"HTTPRoute", "ExternalSecret"} & {e["kind"] for e in rendered("production")}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import pytest
-from test_deploy_chart import COMPONENT, HELM, RELEASE, Manifest, of_kind, rendered
+from test_deploy_chart import COMPONENT, HELM, NO_HELM, RELEASE, Manifest, of_kind, rendered
 
 from ironcart.cli import services
 
@@ -13,7 +13,7 @@ PRIVATE = {
     "::/0": {"fc00::/7", "fe80::/10"},
 }
 
-pytestmark = pytest.mark.skipif(HELM is None, reason="helm is not on the path: nothing to render")
+pytestmark = pytest.mark.skipif(HELM is None, reason=NO_HELM)
 
 
 @pytest.fixture(params=["dev", "production"])
@@ -47,8 +47,10 @@ def test_nothing_comes_in_or_goes_out_unless_it_is_said(manifests: Sequence[Mani
             assert closed["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
-def test_a_service_reaches_only_what_it_needs(manifests: Sequence[Manifest]) -> None:
-    policies = of_kind("NetworkPolicy", manifests)
+# In production audit takes its checkpoints to an object store.
+@pytest.mark.parametrize(("values", "audit"), [("dev", set()), ("production", {443})])
+def test_a_service_reaches_only_what_it_needs(values: str, audit: set[int]) -> None:
+    policies = of_kind("NetworkPolicy", rendered(values))
 
     for name in services.NAMES:
         inside = {
@@ -63,7 +65,7 @@ def test_a_service_reaches_only_what_it_needs(manifests: Sequence[Manifest]) -> 
         "inventory": set(),
         "payments": {443},
         "notifications": {443, 465},
-        "audit": set(),
+        "audit": audit,
     }
 
 
@@ -110,3 +112,15 @@ def test_only_what_has_a_route_is_open_to_the_ingress_controller() -> None:
     assert {name for name in callers if "ingress-nginx" in callers[name]} == routed
     assert all("prometheus" in each for each in callers.values())
     assert ingress["spec"]["tls"]
+
+
+def test_an_issuer_of_tokens_is_reached_by_every_service_and_not_by_provisioning() -> None:
+    asked = rendered(
+        "dev",
+        *("--set", "auth.oidc.issuer=https://login.example.com"),
+        *("--set", "auth.oidc.audience=ironcart"),
+    )
+    policies = of_kind("NetworkPolicy", asked)
+
+    assert all(443 in outside_ports(policies[name]) for name in services.NAMES)
+    assert outside_ports(policies["provision"]) == set()

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from ironcart.cli.services import NAMES
-from ironcart.toolkit import settings
+from ironcart.toolkit import settings, tls
 from ironcart.toolkit.outcomes import Refused
 
 RUN_FILE = "run.json"
@@ -25,6 +25,7 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str
     databases: Mapping[str, str]
     nats_monitor_url: str = ""
+    tls_dir: str = ""
     services: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -40,20 +41,22 @@ def find(data: Path) -> Addresses:
         run: dict[str, Any] = msgspec.json.decode((data / RUN_FILE).read_bytes())
         return Addresses(
             nats_url=",".join(run["nats"]["urls"]),
-            nats_monitor_url=run["nats"]["monitor_urls"][0],
+            nats_monitor_url=",".join(run["nats"]["monitor_urls"]),
             databases=dict.fromkeys((*NAMES, "vault"), run["postgres"]["url"]),
             services={name: each["url"] for name, each in run["services"].items()},
+            tls_dir=run.get("tls", {}).get("dir", ""),
         )
     except FileNotFoundError:
         pass
     except (msgspec.MsgspecError, KeyError, IndexError, OSError) as error:
         raise Refused(f"{data / RUN_FILE} cannot be read: {error}") from error
-    environ = settings.environment()
+    environ = tls.verified(settings.environment())
     if "IRONCART_NATS_URL" not in environ:
         raise Refused(f"nothing runs in {data}: name its folder (--data) or set IRONCART_NATS_URL")
     found = [settings.load(_Environment, environ, name) for name in NAMES]
     return Addresses(
         nats_url=found[0].nats_url,
         nats_monitor_url=found[0].nats_monitor_url,
+        tls_dir=settings.load(tls.Settings, environ).tls_dir,
         databases={name: each.database_url for name, each in zip(NAMES, found, strict=True)},
     )

@@ -1,8 +1,10 @@
 """`ironcart doctor`: unsafe settings, lag, what is stuck and why, said plainly."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,12 +18,16 @@ from ironcart.toolkit.broker import Broker, BrokerError
 from ironcart.toolkit.broker.reader import extent
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.outcomes import Unavailable
+from ironcart.toolkit.tls import Tls
 from ironcart.toolkit.topology import Durable, Stream, difference
 
 MONITOR_TIMEOUT_S = 3.0
 FILL_RATIO_WARN = 0.7
 LAG_MESSAGES_WARN = 10_000
 OUTBOX_AGE_S_WARN = 60
+# cert-manager renews when a third is left, so this late something is wrong.
+CERTIFICATE_WARN = timedelta(days=14)
+UNSIGNED_S_WARN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,10 @@ def doctor(data: address.Data = address.DATA_DEFAULT) -> None:
 
 
 async def _examine(where: address.Addresses) -> list[Finding]:
-    findings = [await _synced(where.nats_monitor_url)]
-    async with connected(where.nats_url) as broker:
+    monitors = where.nats_monitor_url.split(",")
+    findings = [finding for each in monitors async for finding in _node(each)]
+    findings += _certificates(where)
+    async with connected(where) as broker:
         known = await _known(where.databases)
         for stream in STREAMS:
             findings += [finding async for finding in _stream(broker, stream, known)]
@@ -56,6 +64,7 @@ async def _examine(where: address.Addresses) -> list[Finding]:
                 findings.append(await _durable(broker, durable))
     for name in services.NAMES:
         findings += [finding async for finding in _database(name, where.databases[name])]
+    findings.append(await _signed(where.databases["audit"]))
     return findings + [finding async for finding in _orders(where.databases)]
 
 
@@ -89,6 +98,24 @@ async def _database(service: str, url: str) -> AsyncIterator[Finding]:
         yield Finding("warning", f"{service}: its database was restored, and is catching up")
 
 
+async def _signed(url: str) -> Finding:
+    """Whether the audit trail is under signed checkpoints."""
+    database = Database(url, "audit", "doctor")
+    try:
+        row = await database.fetchrow(_SIGNED, [stream.name for stream in STREAMS])
+    except Unavailable as error:
+        return Finding("warning", f"audit: {error}")
+    finally:
+        await database.close()
+    if row is None:
+        text = "the audit trail is not signed, so whoever rules the database can rewrite it"
+        return Finding("warning", f"{text}: set IRONCART_AUDIT_SIGNING_KEY_FILE")
+    text = f"the audit trail is signed to checkpoint {row['number']}"
+    if row["unsigned_s"] > UNSIGNED_S_WARN:
+        return Finding("warning", f"{text}; the end of it has waited for {row['unsigned_s']} s")
+    return Finding("ok", text)
+
+
 async def _orders(databases: Mapping[str, str]) -> AsyncIterator[Finding]:
     try:
         found = await stuck.find(databases)
@@ -105,9 +132,22 @@ async def _orders(databases: Mapping[str, str]) -> AsyncIterator[Finding]:
         yield Finding("warning", text)
 
 
-async def _synced(monitor_url: str) -> Finding:
+def _certificates(where: address.Addresses) -> Iterator[Finding]:
+    """How long the certificates last that we use ourselves, if any."""
+    if where.tls_dir:
+        # A date, which only the wall clock knows.
+        ends = Tls(Path(where.tls_dir)).expires_at
+        left = ends - datetime.now(UTC)  # nosemgrep: no-duration-by-the-wall-clock
+        verdict = "warning" if left < CERTIFICATE_WARN else "ok"
+        yield Finding(verdict, f"the certificate in {where.tls_dir} ends in {left.days} days")
+
+
+async def _node(monitor_url: str) -> AsyncIterator[Finding]:
+    """What a node of the broker tells: whether it syncs, and whether it asks who comes."""
     if not monitor_url:
-        return Finding("warning", "set IRONCART_NATS_MONITOR_URL to see whether the broker syncs")
+        missing = "set IRONCART_NATS_MONITOR_URL to see whether the broker syncs"
+        yield Finding("warning", missing)
+        return
     try:
         timeout = aiohttp.ClientTimeout(total=MONITOR_TIMEOUT_S)
         async with (
@@ -116,16 +156,21 @@ async def _synced(monitor_url: str) -> Finding:
         ):
             said: dict[str, Any] = await answer.json()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        return Finding("warning", f"cannot ask {monitor_url}/varz: {error}")
+        yield Finding("warning", f"cannot ask {monitor_url}/varz: {error}")
+        return
     config = said.get("jetstream", {}).get("config", {})
-    version = said.get("version", "unknown")
+    broker = f"broker {said.get('server_name', '')} {said.get('version', 'unknown')}"
     if config.get("sync_always") is True:
-        return Finding("ok", f"broker {version} syncs every write before it acknowledges")
-    return Finding(
-        "UNSAFE",
-        f"broker {version} acknowledges before it syncs: a power cut loses orders;"
-        " set jetstream { sync_interval: always }",
-    )
+        yield Finding("ok", f"{broker} syncs every write before it acknowledges")
+    else:
+        yield Finding(
+            "UNSAFE",
+            f"{broker} acknowledges before it syncs: a power cut loses orders;"
+            " set jetstream { sync_interval: always }",
+        )
+    if not said.get("auth_required"):
+        users = "give it the users that `ironcart permissions` prints"
+        yield Finding("warning", f"{broker} asks nobody for a password: {users}")
 
 
 async def _stream(
@@ -186,6 +231,15 @@ async def _durable(broker: Broker, durable: Durable) -> Finding:
     return Finding("warning" if lag > LAG_MESSAGES_WARN else "ok", text)
 
 
+_SIGNED = """
+SELECT c.number, coalesce(extract(epoch FROM now() - min(l.linked_at)), 0)::int AS unsigned_s
+FROM (SELECT number, line FROM checkpoints ORDER BY number DESC LIMIT 1) AS c
+CROSS JOIN unnest($1::text[]) AS s(stream)
+LEFT JOIN LATERAL json_to_recordset(c.line::json -> 'heads') AS h(stream text, stream_seq bigint)
+  ON h.stream = s.stream
+LEFT JOIN links l ON l.stream = s.stream AND l.stream_seq = coalesce(h.stream_seq, 0) + 1
+GROUP BY c.number
+"""
 _OUTBOX = """
 SELECT count(*) AS waiting,
        coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::int AS age_s

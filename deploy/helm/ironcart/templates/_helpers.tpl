@@ -38,7 +38,72 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
 {{- end }}
 {{- end }}
 
-{{- /* What every pod has in common, hooks and tests included. */}}
+{{- /* The files that a component reads, one entry for each volume: where it is mounted, what it is
+       made of, and the variables that say so. Takes (dict "root" $ "name" NAME). Of TLS the test
+       gets what it needs to trust the others, and no key. */}}
+{{- define "ironcart.files" -}}
+{{- $values := .root.Values }}
+{{- $service := hasKey $values.services .name }}
+{{- with $values.caBundle }}{{ if .configMap }}
+- name: ca
+  path: /etc/ironcart/ca
+  source: {configMap: {name: {{ .configMap | quote }}}}
+  env: {SSL_CERT_FILE: {{ printf "/etc/ironcart/ca/%s" .key | quote }}}
+{{- end }}{{ end }}
+{{- if $values.tls.enabled }}
+- name: tls
+  path: /etc/ironcart/tls
+  {{- if eq .name "test" }}
+  source:
+    secret:
+      secretName: {{ include "ironcart.tlsSecret" (dict "root" .root "name" "orders") | quote }}
+      items: [{key: ca.crt, path: ca.crt}]
+  {{- else }}
+  source:
+    secret:
+      secretName: {{ include "ironcart.tlsSecret" . | quote }}
+      defaultMode: 288
+  env: {IRONCART_TLS_DIR: /etc/ironcart/tls}
+  {{- end }}
+{{- end }}
+{{- with $values.auth.apiKeys }}{{ if and $service .secretName }}
+- name: api-keys
+  path: /etc/ironcart/api-keys
+  source: {secret: {secretName: {{ .secretName | quote }}, defaultMode: 288}}
+  env: {IRONCART_API_KEYS_FILE: {{ printf "/etc/ironcart/api-keys/%s" .key | quote }}}
+{{- end }}{{ end }}
+{{- if eq .name "audit" }}
+{{- with $values.audit.signingKey }}{{ if .secretName }}
+- name: signing-key
+  path: /etc/ironcart/audit
+  source: {secret: {secretName: {{ .secretName | quote }}, defaultMode: 288}}
+  env: {IRONCART_AUDIT_SIGNING_KEY_FILE: {{ printf "/etc/ironcart/audit/%s" .key | quote }}}
+{{- end }}{{ end }}
+{{- with $values.audit.checkpoints }}{{ if .claimName }}
+- name: checkpoints
+  path: /var/lib/ironcart/checkpoints
+  source: {persistentVolumeClaim: {claimName: {{ .claimName | quote }}}}
+  writable: true
+  env: {IRONCART_AUDIT_CHECKPOINTS: /var/lib/ironcart/checkpoints}
+{{- end }}{{ if .headersSecretName }}
+- name: checkpoints-headers
+  path: /etc/ironcart/checkpoints
+  source: {secret: {secretName: {{ .headersSecretName | quote }}, defaultMode: 288}}
+  env: {IRONCART_AUDIT_CHECKPOINTS_HEADERS_FILE: /etc/ironcart/checkpoints/headers}
+{{- end }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /* Where the certificates of a component are: (dict "root" $ "name" NAME). */}}
+{{- define "ironcart.tlsSecret" -}}
+{{ printf "%s%s" .root.Values.tls.secretPrefix .name }}
+{{- end }}
+
+{{- define "ironcart.scheme" -}}
+{{ ternary "https" "http" .Values.tls.enabled }}
+{{- end }}
+
+{{- /* What every pod has in common, hooks and tests included: (dict "root" $ "name" NAME). */}}
 {{- define "ironcart.pod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -50,7 +115,7 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
-{{- with .Values.image.pullSecrets }}
+{{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . | quote }}
@@ -60,16 +125,15 @@ volumes:
   - name: tmp
     emptyDir:
       sizeLimit: 64Mi
-  {{- with .Values.caBundle.configMap }}
-  - name: ca
-    configMap:
-      name: {{ . | quote }}
+  {{- range include "ironcart.files" . | fromYamlArray }}
+  - name: {{ .name }}
+    {{- toYaml .source | nindent 4 }}
   {{- end }}
 {{- end }}
 
-{{- /* What every container has in common. */}}
+{{- /* What every container has in common: (dict "root" $ "name" NAME). */}}
 {{- define "ironcart.container" -}}
-image: {{ include "ironcart.image" . | quote }}
+image: {{ include "ironcart.image" .root | quote }}
 imagePullPolicy: IfNotPresent
 securityContext:
   allowPrivilegeEscalation: false
@@ -79,10 +143,10 @@ securityContext:
 volumeMounts:
   - name: tmp
     mountPath: /tmp
-  {{- if .Values.caBundle.configMap }}
-  - name: ca
-    mountPath: /etc/ironcart/ca
-    readOnly: true
+  {{- range include "ironcart.files" . | fromYamlArray }}
+  - name: {{ .name }}
+    mountPath: {{ .path }}
+    readOnly: {{ not .writable }}
   {{- end }}
 {{- end }}
 
@@ -95,15 +159,18 @@ volumeMounts:
 {{- join "," $urls }}
 {{- end }}
 
-{{- /* The environment: (dict "root" $ "plain" MAP "secretName" NAME "required" LIST "optional" LIST). */}}
+{{- /* The environment: (dict "root" $ "name" NAME "plain" MAP "secretName" NAME "required" LIST
+       "optional" LIST). */}}
 {{- define "ironcart.env" -}}
 {{- range $name, $value := .plain }}
 - name: {{ $name }}
   value: {{ $value | toString | quote }}
 {{- end }}
-{{- if .root.Values.caBundle.configMap }}
-- name: SSL_CERT_FILE
-  value: {{ printf "/etc/ironcart/ca/%s" .root.Values.caBundle.key | quote }}
+{{- range include "ironcart.files" . | fromYamlArray }}
+{{- range $name, $value := .env }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
 {{- end }}
 {{- range .required }}
 - name: {{ . }}

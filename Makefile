@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test simulate check chaos defects bench gate lock clean
+.PHONY: help setup demo test simulate fuzz check security sbom chaos defects bench gate lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,6 +21,14 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 	$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
 	@touch $@
 
+# Tools that do not fit beside our own pins.
+CHECKS := .venv-checks/bin
+
+.venv-checks/.ready: requirements-checks.lock
+	$(PYTHON) -m venv .venv-checks
+	$(CHECKS)/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 demo: .venv/.ready  ## everything on this machine, with load running, until Ctrl-C
 	$(BIN)/ironcart up --data .ironcart --load 20
 
@@ -30,12 +38,26 @@ test: setup  ## all tests, in two processes; starts what it needs
 simulate: setup  ## 1,000 seeded schedules of the toolkit's loops, with crashes and outages
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 1000
 
+fuzz: setup  ## 20,000 examples for each decoder of what comes from outside; a quarter of an hour
+	$(BIN)/pytest -n 2 --timeout 3600 --hypothesis-profile fuzz tests/unit/test_fuzz_*.py \
+		tests/unit/test_toolkit_wire.py tests/unit/test_toolkit_envelope.py
+
 check: setup  ## lint, format, types, import rules, tidiness
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest tests/test_tidy.py -q
+
+SEMGREP := SEMGREP_SEND_METRICS=off $(CHECKS)/semgrep scan --disable-version-check --quiet
+
+security: .venv-checks/.ready sbom  ## our own semgrep rules, secrets in the repository, and `sbom`
+	$(SEMGREP) --test checks/semgrep
+	$(SEMGREP) --error --config checks/semgrep src
+	$(CHECKS)/python -m checks.secrets
+
+sbom: .venv-checks/.ready  ## what the image is made of, with licences: out/sbom.json (CycloneDX)
+	$(CHECKS)/python -m checks.sbom out/sbom.json
 
 chaos: setup  ## faults in real processes under load, then every promise checked; under ten minutes
 	$(BIN)/python -m chaos --out out/chaos
@@ -55,6 +77,9 @@ LOCK := uv pip compile pyproject.toml --extra embedded --group build --universal
 lock:  ## write the lock files anew (needs uv)
 	$(LOCK) -o requirements.lock
 	$(LOCK) --group dev -o requirements-dev.lock
+	uv pip compile requirements-checks.in --universal --python-version 3.11 --no-strip-extras \
+		--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
+		-o requirements-checks.lock
 
 clean:  ## remove the environment and what the demo kept
-	rm -rf .venv .ironcart
+	rm -rf .venv .venv-checks .ironcart

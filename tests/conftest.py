@@ -9,12 +9,18 @@ from pathlib import Path
 import aiohttp
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ironcart.embedded.nats_server import NatsServer
 from ironcart.embedded.placement import forget
 from ironcart.embedded.ports import free_port
 from ironcart.embedded.postgres import Postgres
 from shopping import Shop, System, running_system
+
+# For `make fuzz`, by --hypothesis-profile.
+settings.register_profile(
+    "fuzz", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,6 +106,13 @@ async def database_url(postgres: Postgres, postgres_url: str) -> AsyncIterator[s
 def system() -> Iterator[System]:
     """The session's system; a test that breaks it for good starts its own."""
     with running_system("e2e") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[System]:
+    """The session's system that asks for keys."""
+    with running_system("guarded", "--auth") as found:
         yield found
 
 

@@ -45,7 +45,7 @@ _TOLD = " + ".join(
     for service in SERVICES
     if service != "audit"
 )
-_NOT_AUDITED = f"SELECT {_TOLD} - (SELECT count(*) FROM audit.entries)"  # noqa: S608
+_NOT_AUDITED = f"SELECT {_TOLD} - (SELECT count(*) FROM audit.entries)"  # noqa: S608 - constants
 
 
 class CannotMeasure(Exception):
@@ -66,7 +66,8 @@ class Use:
 class Bed:
     """A system under load. Patches are `module:NAME=value`, set in every process before it runs.
 
-    `replicas` of each service run, all but the first beside `up`, as another machine would.
+    `replicas` of each service run, all but the first beside `up`, as another machine would. With
+    `auth` callers need a key.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class Bed:
         environ: Mapping[str, str] | None = None,
         nats_nodes: int = 1,
         replicas: int = 1,
+        auth: bool = False,
     ) -> None:
-        self._nats_nodes, self._replicas = nats_nodes, replicas
+        self._nats_nodes, self._replicas, self._auth = nats_nodes, replicas, auth
         self._others: list[Replica] = []
         self._open = AsyncExitStack()
         self.folder = Path(tempfile.mkdtemp(prefix="ironcart-bench-", dir="/var/tmp"))
@@ -103,6 +105,7 @@ class Bed:
             self._up = await asyncio.create_subprocess_exec(
                 *(*CLI, "up", "--data", str(self.folder), "--port", str(port)),
                 *("--nats-nodes", str(self._nats_nodes)),
+                *(("--auth",) if self._auth else ()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -149,6 +152,11 @@ class Bed:
         """Where each replica of a service answers."""
         others = [replica.url for replica in self._others if replica.service == service]
         return [self.url(service), *others]
+
+    def key_header(self, scope: str) -> dict[str, str]:
+        """What a caller of this scope sends; nothing where nobody is asked."""
+        key = self.run.get("api_keys", {}).get(scope)
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def basket(self, name: str) -> Basket:
         """Orders for what the bed has on its shelves."""
@@ -207,7 +215,7 @@ class Bed:
         return "\n".join(said)
 
     async def _fill(self) -> None:
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(headers=self.key_header("operator")) as session:
             for sku in sku_names(SKUS):
                 url = f"{self.url('inventory')}/stock/{sku}"
                 async with session.put(url, json={"on_hand": ON_HAND}) as answer:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
@@ -70,10 +70,17 @@ class _Line(asyncio.Protocol):
 class Crowd:
     """Callers with many connections, of an orders API at one address or spread over several."""
 
-    def __init__(self, orders_urls: str | Sequence[str], basket: Basket) -> None:
+    def __init__(
+        self,
+        orders_urls: str | Sequence[str],
+        basket: Basket,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         urls = [orders_urls] if isinstance(orders_urls, str) else orders_urls
         self._sites = [(site.hostname or "", site.port or 80) for site in map(urlsplit, urls)]
         self._basket = basket
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        self._head = b"POST /orders HTTP/1.1\r\nHost: shop\r\n" + more.encode()
         self._sent = Sent()
         # In turn: a connection that says nothing for long is hung up on.
         self._free: deque[_Line] = deque()
@@ -123,9 +130,9 @@ class Crowd:
     def _next(self) -> bytes:
         order = self._basket.next()
         return (
-            b"POST /orders HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\n"
+            b"%bContent-Type: application/json\r\n"
             b"Idempotency-Key: %b\r\nContent-Length: %d\r\n\r\n%b"
-            % (order.key.encode(), len(order.body), order.body)
+            % (self._head, order.key.encode(), len(order.body), order.body)
         )
 
     def _take_all(self) -> list[_Line]:

@@ -70,13 +70,13 @@ class Spell:
 
 async def closed(bed: Bed, seconds: float, connections: int = CONNECTIONS) -> Spell:
     """As fast as answers come, for so many seconds."""
-    crowd = Crowd(bed.urls("orders"), bed.basket("closed"))
+    crowd = Crowd(bed.urls("orders"), bed.basket("closed"), bed.key_header("storefront"))
     return await _spell(bed, crowd, crowd.closed_loop(connections, seconds))
 
 
 async def open_loop(bed: Bed, rate: float, seconds: float) -> Spell:
     """By the clock: `rate` orders a second."""
-    crowd = Crowd(bed.urls("orders"), bed.basket("open"))
+    crowd = Crowd(bed.urls("orders"), bed.basket("open"), bed.key_header("storefront"))
     return await _spell(bed, crowd, crowd.open_loop(rate, seconds))
 
 

@@ -314,7 +314,7 @@ class Audit(Hand):
                 order_id,
                 msgspec.json.encode(each.headers).decode(),
                 each.body,
-                each.stored_at,
+                round(each.stored_at * 1_000_000),
             )
             for each, order_id in zip(batch, order_ids(batch), strict=True)
         ]

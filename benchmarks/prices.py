@@ -29,13 +29,17 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The system with one thing changed; `traced` sends traces to a sink."""
+    """The system with one thing changed.
+
+    `traced` sends traces to a sink; with `auth` each request carries a key, which is looked at.
+    """
 
     name: str
     patches: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     deaf: tuple[str, ...] = ()
     traced: bool = False
+    auth: bool = False
     seconds_share: float = 1.0
 
 
@@ -73,6 +77,7 @@ WITHOUT = (
 )
 # These are off in the system as it is measured: what they add is their price.
 WITH = (
+    Variant("authentication", auth=True),
     Variant("tracing at 0.1", environ={"OTEL_TRACES_SAMPLER_ARG": "0.1"}, traced=True),
     Variant("tracing at 1.0", environ={"OTEL_TRACES_SAMPLER_ARG": "1.0"}, traced=True),
 )
@@ -224,7 +229,9 @@ async def _spell(
     variant: Variant, seconds: float, connections: int, warm_up_s: float = WARM_UP_S
 ) -> Spell:
     async with _traces(variant) as environ:
-        bed = QuietBed(patches=variant.patches, environ=environ, deaf=variant.deaf)
+        bed = QuietBed(
+            patches=variant.patches, environ=environ, deaf=variant.deaf, auth=variant.auth
+        )
         async with bed:
             share = variant.seconds_share
             await warm_up(bed, warm_up_s * share)

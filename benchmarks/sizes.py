@@ -89,8 +89,9 @@ class QuietBed(Bed):
         patches: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
         deaf: tuple[str, ...] = (),
+        auth: bool = False,
     ) -> None:
-        super().__init__(patches=patches, environ=environ)
+        super().__init__(patches=patches, environ=environ, auth=auth)
         self._deaf = deaf
 
     async def done(self, timeout_s: float) -> None:
@@ -161,7 +162,7 @@ async def _fill_service(bed: Bed, service: str, copies: int, step: int) -> None:
             # What is about a SKU and not about an order stays single.
             own = " WHERE aggregate_id LIKE 'ORD-%'" if "aggregate_id" in columns else ""
             await connection.execute(
-                f"CREATE TEMP TABLE pattern_{table} AS SELECT * FROM {table}{own}"  # noqa: S608
+                f"CREATE TEMP TABLE pattern_{table} AS SELECT * FROM {table}{own}"  # noqa: S608 - constants
             )
             statements.append(copying(table, columns))
         for first in range(1, copies + 1, step):

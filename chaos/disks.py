@@ -112,6 +112,6 @@ async def mount_again(mount: Path) -> None:
 
 
 def _run(*argv: str) -> None:
-    subprocess.run(  # noqa: S603
+    subprocess.run(  # noqa: S603 - words of ours
         argv, check=True, capture_output=True, timeout=COMMAND_TIMEOUT_S
     )

@@ -27,7 +27,6 @@ SANDBOX_OFFSET = 6
 READY_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.1
-PASSWORD_BYTES = 16
 CLI = (sys.executable, "-m", "ironcart.cli")
 
 
@@ -72,17 +71,11 @@ class System:
         """Start everything and wait until it is ready; raises `CannotStart`."""
         self.data.mkdir(parents=True, exist_ok=True)
         self.data.chmod(0o755)
-        password = self.data / "postgres.password"
-        if not password.exists():
-            # Known beforehand, because addresses through our links must contain it.
-            descriptor = os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(descriptor, secrets.token_hex(PASSWORD_BYTES).encode() + b"\n")
-            os.close(descriptor)
         ports = _free_ports(len(self.links), avoid=range(self.port, self.port + PORTS_IN_A_ROW))
         listening = dict(zip(self.links, ports, strict=True))
         for name, link in self.links.items():
             await link.listen(listening[name])
-        environ = self._environ | self._through(listening, password.read_text().strip())
+        environ = self._environ | self._through(listening)
         (self.data / "run.json").unlink(missing_ok=True)
         with (self.data / "up.out").open("ab") as out:
             self._up = await asyncio.create_subprocess_exec(
@@ -147,12 +140,12 @@ class System:
         """Run one `ironcart` command against the system."""
         return await run_command((*CLI, *words, "--data", str(self.data)), self._environ, timeout_s)
 
-    def _through(self, ports: Mapping[str, int], password: str) -> dict[str, str]:
-        """Return the settings that send every service through its links."""
+    def _through(self, ports: Mapping[str, int]) -> dict[str, str]:
+        """Return the settings that send every service through its links, as whoever it is."""
         found = {"IRONCART_PAYMENTS_STRIPE_API_BASE": f"http://{HOST}:{ports['payments-gateway']}"}
         for service in SERVICES:
             own = f"IRONCART_{service.upper()}"
-            database = f"postgresql://ironcart:{password}@{HOST}:{ports[f'{service}-postgres']}"
+            database = f"postgresql://{HOST}:{ports[f'{service}-postgres']}"
             found[f"{own}_DATABASE_URL"] = f"{database}/ironcart"
             if self.nodes == 1:
                 found[f"{own}_NATS_URL"] = f"nats://{HOST}:{ports[f'{service}-broker']}"

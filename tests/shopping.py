@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -174,8 +174,12 @@ def free_ports() -> int:
 
 
 @contextmanager
-def running_system(name: str, *options: str) -> Iterator[System]:
+def running_system(
+    name: str, *options: str, environ: Mapping[str, str] | None = None
+) -> Iterator[System]:
     """Run `up` on a folder of its own; at the end it has to stop cleanly, in time.
+
+    `environ` is added to what is passed on.
 
     Nothing of it is left then, except the folder of one that failed.
     """
@@ -187,6 +191,7 @@ def running_system(name: str, *options: str) -> Iterator[System]:
             [*UP, "--data", str(folder), "--port", str(free_ports()), *options],
             stdout=out,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **(environ or {})},
         )
     try:
         deadline = time.monotonic() + READY_WITHIN_S

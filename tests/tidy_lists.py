@@ -6,7 +6,7 @@ from collections.abc import Mapping
 # Each exception names a place and says why it is one; a place that is gone must leave the list.
 CATCHES_EVERYTHING: Mapping[str, str] = {
     "toolkit/collector.py:Collector._run": "every caller of a batch must hear how it ended",
-    "toolkit/http/routes.py:_handler.handle": "whatever goes wrong is answered as a problem",
+    "toolkit/http/front.py:_handler.handle": "whatever goes wrong is answered as a problem",
     "toolkit/jobs.py:Jobs._call": "one job's bug must not stop the others",
     "toolkit/jobs.py:Jobs._settle_one": "nor may what it came to",
     "toolkit/loop/consumer.py:Consumer._until_dealt_with": "a raw handler's bug ends no service",

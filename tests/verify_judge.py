@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ironcart.verify.checks.audit import Entry, Trail
+from ironcart.verify.chain import Entry
+from ironcart.verify.checks.audit import Trail
 from ironcart.verify.checks.histories import Histories, Recorded
 from ironcart.verify.facts import (
     Charge,

@@ -32,7 +32,7 @@ LINES_MAX: Final = 100
 
 Quantity = Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 Money = Annotated[Decimal, Meta(description="exact, with the currency's decimals")]
-Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
+Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
 PaymentMethod = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,255}\Z")]
 Contact = Annotated[str, Meta(min_length=1, max_length=CONTACT_CHARACTERS_MAX)]
 Reason = Annotated[str, Meta(max_length=255)]
@@ -72,7 +72,11 @@ class Requested(Struct, frozen=True):
 
 
 class OrderCreated(Struct, frozen=True, omit_defaults=True):
-    """An order was accepted. A producer elsewhere may leave out all but the first three."""
+    """An order was accepted. A producer elsewhere may leave out all but the first three.
+
+    `placed_by` is the caller that sees it and may cancel it; it is left out where nobody was asked
+    who called.
+    """
 
     order_id: Name
     customer_id: Name
@@ -82,6 +86,7 @@ class OrderCreated(Struct, frozen=True, omit_defaults=True):
     payment_method: PaymentMethod | None = None
     contact: Contact | None = None
     request: Requested | None = None
+    placed_by: Reason | None = None
 
     def __post_init__(self) -> None:
         _check_order(self)

@@ -20,9 +20,12 @@ from ironcart.events import CURRENCIES
 from shopping import Shop, System, order
 
 EXAMPLES_MAX = 30
+# What a key changes is seen at the first of them.
+WITH_A_KEY_EXAMPLES_MAX = 2
 REQUEST_TIMEOUT_S = 20.0
 # All but these: positive_data_acceptance, which what_a_schema_can_judge_is_accepted runs where it
-# applies; ignored_auth and object_level_authorization, as there are no API keys in this version.
+# applies; ignored_auth, which is for the system that asks for keys; and object_level_authorization,
+# which tests/e2e/test_access.py shows route by route.
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -45,6 +48,24 @@ each_service = pytest.mark.parametrize("service", ROUTES)
 def test_whatever_a_stranger_sends_is_answered_as_documented(
     system: System, service: str, tmp_path: Path
 ) -> None:
+    explore(system, service, tmp_path)
+
+
+@pytest.mark.parametrize("service", ["orders", "payments"])
+def test_a_key_does_what_is_documented_and_without_it_nothing_is_done(
+    guarded: System, service: str, tmp_path: Path
+) -> None:
+    options = {
+        "--header": f"Authorization: Bearer {guarded.run['api_keys']['operator']}",
+        "--checks": ",".join((*CHECKS, "ignored_auth")),
+        "--max-examples": WITH_A_KEY_EXAMPLES_MAX,
+        "--phases": "fuzzing",
+    }
+    explore(guarded, service, tmp_path, **options)
+
+
+def explore(system: System, service: str, tmp_path: Path, **changes: Any) -> None:
+    """Send what the service's document gives rise to, and hold the answers against it."""
     settings = tmp_path / "schemathesis.toml"
     settings.write_text('hooks = "http_checks"\n')
     options = {
@@ -55,6 +76,7 @@ def test_whatever_a_stranger_sends_is_answered_as_documented(
         "--suppress-health-check": "all",  # a slow machine is no fault of the service
         "--warnings": "off",
         "--seed": 1,
+        **changes,
     }
     done = subprocess.run(
         [

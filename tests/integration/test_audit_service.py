@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -17,7 +18,7 @@ from ironcart.embedded.nats_server import NatsServer
 from ironcart.events import NotificationSent, OrderConfirmed, PaymentVoided, StockReleased
 from ironcart.services.audit.api import endpoints
 from ironcart.services.audit.app import SERVICE, STREAM_NAMES, Settings
-from ironcart.services.audit.handlers import genesis, record, verify, watch_chains
+from ironcart.services.audit.handlers.chain import genesis, record, verify, watch_chains
 from ironcart.services.audit.store import Store
 from ironcart.toolkit.broker import Delivery
 from ironcart.toolkit.database import Database
@@ -69,9 +70,11 @@ async def recomputed(database: Database, stream: str) -> list[bytes]:
     found, digest = [], hashlib.sha256(stream.encode()).digest()
     rows = await database.fetch("SELECT * FROM entries WHERE stream = $1 ORDER BY 2", stream)
     for row in rows:
-        material = row["stream_seq"].to_bytes(8, "big") + row["subject"].encode() + b"\0"
-        material += row["event_id"].encode() + b"\0" + hashlib.sha256(row["body"]).digest()
-        digest = hashlib.sha256(digest + material).digest()
+        names = ("subject", "event_id", "type", "aggregate_id", "headers")
+        since = row["stored_at"] - datetime(1970, 1, 1, tzinfo=UTC)
+        parts = [*(row[name] for name in names), str(since // timedelta(microseconds=1)), ""]
+        stored = hashlib.sha256("\0".join(parts).encode() + row["body"]).digest()
+        digest = hashlib.sha256(digest + row["stream_seq"].to_bytes(8, "big") + stored).digest()
         found.append(digest)
     return found
 
@@ -262,8 +265,8 @@ async def test_a_gap_that_lasts_is_measured_and_warned_of_once(
 async def test_what_a_late_message_set_free_is_linked_without_another_message(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ironcart.services.audit.handlers.STORED_ENTRIES_LINKED_MAX", 10)
-    monkeypatch.setattr("ironcart.services.audit.handlers.STORED_ENTRIES_READ_MAX", 10)
+    monkeypatch.setattr("ironcart.services.audit.handlers.chain.STORED_ENTRIES_LINKED_MAX", 10)
+    monkeypatch.setattr("ironcart.services.audit.handlers.chain.STORED_ENTRIES_READ_MAX", 10)
     await keep(database, *(delivery(seq) for seq in range(2, 60)))
     await keep(database, delivery(1))
     assert await head(database) < 59
@@ -289,7 +292,7 @@ async def test_what_a_late_message_set_free_is_linked_without_another_message(
 async def test_tampering_is_found_where_it_begins(
     database: Database, tampering: str, first_bad: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ironcart.services.audit.handlers.VERIFIED_AT_ONCE_MAX", 3)
+    monkeypatch.setattr("ironcart.services.audit.handlers.chain.VERIFIED_AT_ONCE_MAX", 3)
     await keep(database, *(delivery(seq) for seq in range(1, 10)), delivery(11))
     sound = await verify(Store(database), "ORDERS")
     assert (sound.first_bad, sound.gap, sound.head_seq) == (None, 10, 9)

@@ -126,7 +126,7 @@ def test_all_faults_of_the_settings_are_said_together(doomed: dict[str, Ended]) 
     assert len(doomed["faults"].lines) == 1
 
 
-def test_authentication_that_does_not_exist_yet_is_not_pretended(doomed: dict[str, Ended]) -> None:
+def test_a_service_that_nobody_could_call_does_not_start(doomed: dict[str, Ended]) -> None:
     assert "set IRONCART_AUTH=off" in doomed["auth"].complaint()
 
 

@@ -126,6 +126,35 @@ async def test_a_page_of_one_status_is_read_from_the_index(database: Database, s
     assert "Sort" not in text
 
 
+async def test_a_caller_lists_its_own_orders_from_the_index_and_no_others(
+    database: Database,
+) -> None:
+    names = ("key:shop", "key:other", "anonymous", "key:shop")
+    async with database.transaction() as connection:
+        store = Store(connection)
+        await store.add(
+            [
+                replace(order(5_000 + number, "pending"), caller=names[number % len(names)])
+                for number in range(EACH * len(names))
+            ]
+        )
+        found = await store.page(
+            status="pending", customer_id="C-1", before=None, limit=500, placed_by="key:shop"
+        )
+        assert len(found) == 2 * EACH
+        assert {each.caller for each in found} == {"key:shop"}
+        assert not await store.page(
+            status=None, customer_id=None, before=None, limit=500, placed_by="shop"
+        )
+        plan = await connection.fetch(
+            "EXPLAIN SELECT 1 FROM orders WHERE status IS NOT NULL AND caller = 'key:rare'"
+            " AND caller LIKE '%:%' ORDER BY created_at DESC, order_id DESC LIMIT 50"
+        )
+    text = "\n".join(row[0] for row in plan)
+    assert "orders_by_caller" in text
+    assert "Sort" not in text
+
+
 async def test_the_migration_goes_down_and_up_again_with_orders_in_the_table(
     database: Database,
 ) -> None:

@@ -48,7 +48,8 @@ CREATE TABLE {0}.parked (stream text, stream_seq bigint, state text);
 SERVICE_TABLES = """
 CREATE TABLE orders.orders (order_id text PRIMARY KEY, customer_id text, status text,
     amount_minor bigint, currency text, items bytea, contact text);
-CREATE TABLE orders.idempotency_keys (key text PRIMARY KEY, order_id text);
+CREATE TABLE orders.idempotency_keys (
+    key text PRIMARY KEY, order_id text, caller text DEFAULT 'anonymous');
 CREATE TABLE inventory.stock (sku text PRIMARY KEY, on_hand bigint, reserved bigint);
 CREATE TABLE inventory.reservations (order_id text PRIMARY KEY, state text);
 CREATE TABLE payments.payments (order_id text PRIMARY KEY, state text, amount_minor bigint,
@@ -56,8 +57,9 @@ CREATE TABLE payments.payments (order_id text PRIMARY KEY, state text, amount_mi
 CREATE TABLE notifications.notifications (order_id text, template text, channel text, state text,
     message_id text);
 CREATE TABLE audit.entries (stream text, stream_seq bigint, subject text, event_id text,
-    body bytea, PRIMARY KEY (stream, stream_seq));
-CREATE TABLE audit.links (stream text, stream_seq bigint, hash bytea,
+    body bytea, type text DEFAULT '', aggregate_id text DEFAULT '', headers text DEFAULT '{}',
+    stored_at timestamptz DEFAULT now(), PRIMARY KEY (stream, stream_seq));
+CREATE TABLE audit.links (stream text, stream_seq bigint, hash bytea, version int DEFAULT 1,
     PRIMARY KEY (stream, stream_seq));
 """
 
@@ -99,7 +101,8 @@ class Shop:
                 for order_id, row in world.orders.items()
             ],
         )
-        await insert("INSERT INTO orders.idempotency_keys VALUES ($1, $2)", world.keys.items())
+        keys = "INSERT INTO orders.idempotency_keys (key, order_id) VALUES ($1, $2)"
+        await insert(keys, world.keys.items())
         stock = [(sku, *levels) for sku, levels in world.stock.items()]
         await insert("INSERT INTO inventory.stock VALUES ($1, $2, $3)", stock)
         await insert(

@@ -8,7 +8,15 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ironcart.services.audit.handlers import entry_of, extend, genesis, link, readable
+from ironcart.services.audit.handlers.chain import (
+    digest_of,
+    entry_of,
+    extend,
+    genesis,
+    link,
+    link_1,
+    readable,
+)
 from ironcart.services.audit.store import Sealed
 from ironcart.toolkit.broker import Delivery
 
@@ -33,13 +41,20 @@ def sealed(seq: int) -> Sealed:
 
 
 def test_a_link_is_the_published_formula() -> None:
+    body = b'{"id":"e-1","type":"T","aggregate_id":"ORD-1"}'
+    entry = entry_of(delivery(body, stream_seq=1, headers={"a": "b"}))
+    found = link(genesis("ORDERS"), Sealed(1, "orders.created", "e-1", digest_of(entry)))
+    stored = b'orders.created\0e-1\0T\0ORD-1\0{"a":"b"}\x001790000000500000\0' + body
+    material = hashlib.sha256(b"ORDERS").digest() + bytes([0, 0, 0, 0, 0, 0, 0, 1])
+    assert found == hashlib.sha256(material + hashlib.sha256(stored).digest()).digest()
+
+
+def test_a_link_of_version_1_is_what_it_always_was() -> None:
     before = hashlib.sha256(b"ORDERS").digest()
-    body = b'{"id":"e-1"}'
-    found = link(
-        genesis("ORDERS"), Sealed(1, "orders.created", "e-1", hashlib.sha256(body).digest())
-    )
+    digest = hashlib.sha256(b'{"id":"e-1"}').digest()
+    found = link_1(genesis("ORDERS"), Sealed(1, "orders.created", "e-1", digest))
     material = before + bytes([0, 0, 0, 0, 0, 0, 0, 1]) + b"orders.created\0e-1\0"
-    assert found == hashlib.sha256(material + hashlib.sha256(body).digest()).digest()
+    assert found == hashlib.sha256(material + digest).digest()
 
 
 def test_a_chain_stops_at_a_gap() -> None:

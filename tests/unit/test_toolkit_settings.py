@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from ironcart.toolkit import lifecycle
-from ironcart.toolkit.outcomes import InvalidSettings
+from ironcart.toolkit.outcomes import InvalidSettings, Refused
 from ironcart.toolkit.settings import environment, load, load_all
 
 SECRET = "hunter2"
@@ -99,6 +100,22 @@ def test_the_environment_is_a_copy() -> None:
     assert "IRONCART_TEST" not in environment()
 
 
+def test_a_service_needs_somebody_who_may_call_it(tmp_path: Path) -> None:
+    environ = {"IRONCART_NATS_URL": "nats://127.0.0.1:1", "IRONCART_DATABASE_URL": "postgresql://"}
+    issuer = {"IRONCART_OIDC_ISSUER": "https://issuer.example"}
+    file = tmp_path / "keys.json"
+    with pytest.raises(InvalidSettings, match="set IRONCART_OIDC_AUDIENCE"):
+        load(lifecycle.Settings, environ | issuer)
+    assert load(
+        lifecycle.Settings, environ | issuer | {"IRONCART_OIDC_AUDIENCE": "ironcart"}
+    ).gate()
+    with_keys = load(lifecycle.Settings, environ | {"IRONCART_API_KEYS_FILE": str(file)})
+    with pytest.raises(Refused, match="make it readable"):
+        with_keys.gate()
+    file.write_text('{"keys":[]}')
+    assert with_keys.gate()
+
+
 def test_without_api_keys_a_service_refuses_to_be_open_to_the_network() -> None:
     urls = {"IRONCART_NATS_URL": "nats://127.0.0.1:1", "IRONCART_DATABASE_URL": "postgresql://"}
 
@@ -108,3 +125,4 @@ def test_without_api_keys_a_service_refuses_to_be_open_to_the_network() -> None:
         load(lifecycle.Settings, urls | {"IRONCART_AUTH": "off", "IRONCART_HOST": "0.0.0.0"})
     allowed = load(lifecycle.Settings, urls | {"IRONCART_AUTH": "off", "IRONCART_HOST": "::1"})
     assert allowed.drain_timeout_s == 30
+    assert allowed.gate() is None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ironcart.services.audit.handlers import entry_of
+from ironcart.services.audit.handlers.chain import entry_of
 from ironcart.toolkit.broker import Delivery
 from ironcart.verify.facts import CannotReadError
 from ironcart.verify.loadlog import read_logs

@@ -21,7 +21,7 @@ SHORT_LEASE_S = 6.0
 def mark(what: str) -> None:
     """Leave a sign, so that the harness knows that the defect is really in."""
     if folder := os.environ.get("CHAOS_MARKS", ""):
-        (Path(folder) / f"{os.getpid()}-{random.randrange(10**9)}").write_text(what)  # noqa: S311
+        (Path(folder) / f"{os.getpid()}-{random.randrange(10**9)}").write_text(what)  # noqa: S311 - a name, no secret
 
 
 def no_inbox(module: Any) -> None:
@@ -237,7 +237,7 @@ def sessions_unsynced(module: Any) -> None:
 
 PAYMENTS = "ironcart.services.payments.gateway"
 ORDERS = "ironcart.services.orders.handlers.accept"
-AUDIT = "ironcart.services.audit.handlers"
+AUDIT = "ironcart.services.audit.handlers.chain"
 INVENTORY = "ironcart.services.inventory.handlers"
 
 DEFECTS: dict[str, dict[str, Break]] = {

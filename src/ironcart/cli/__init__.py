@@ -14,14 +14,19 @@ from ironcart.toolkit.outcomes import IroncartError
 COMMANDS: Final = {
     "up": ("ironcart.cli.up", "up"),
     "run": ("ironcart.cli.run", "run"),
+    "apikey": ("ironcart.cli.apikey", "app"),
     "provision": ("ironcart.cli.provision", "command"),
     "load": ("ironcart.cli.load", "load"),
     "order": ("ironcart.cli.order", "order"),
     "verify": ("ironcart.cli.verify", "verify"),
+    "audit": ("ironcart.cli.audit", "app"),
     "deadletters": ("ironcart.cli.deadletters", "app"),
+    "erase": ("ironcart.cli.erase", "erase"),
+    "vault": ("ironcart.cli.vault", "app"),
     "rebuild": ("ironcart.cli.rebuild", "rebuild"),
     "republish": ("ironcart.cli.republish", "republish"),
     "doctor": ("ironcart.cli.doctor", "doctor"),
+    "permissions": ("ironcart.cli.permissions", "permissions"),
 }
 
 

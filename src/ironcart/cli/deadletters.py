@@ -15,6 +15,7 @@ from ironcart.cli.repair import Row, Standing, Who, actions, behind, repairing, 
 from ironcart.toolkit.broker import Broker
 from ironcart.toolkit.deadletters import DeadLetter, find, read
 from ironcart.toolkit.outcomes import Refused, Unavailable
+from ironcart.toolkit.tls import Tls
 
 CONNECT_TIMEOUT_S = 5.0
 LISTED_DEFAULT = 100
@@ -275,16 +276,17 @@ def _shown(body: bytes) -> str:
 def _ask(data: Path, ask: Callable[[Broker, Databases], Awaitable[T]]) -> T:
     async def run() -> T:
         where = address.find(data)
-        async with connected(where.nats_url) as broker:
+        async with connected(where) as broker:
             return await ask(broker, where.databases)
 
     return asyncio.run(run())
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Broker]:
+async def connected(where: address.Addresses) -> AsyncIterator[Broker]:
     """Lend a connection to the broker; raises `Unavailable` when it does not answer in time."""
-    broker = Broker(url, "cli")
+    url = where.nats_url
+    broker = Broker(url, "cli", Tls(Path(where.tls_dir)) if where.tls_dir else None)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await broker.connect()

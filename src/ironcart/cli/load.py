@@ -9,7 +9,10 @@ import uvloop
 
 from ironcart.load.plan import InvalidPlanError, Plan, find_target
 from ironcart.load.run import run
+from ironcart.toolkit.settings import environment
 
+# An operator's, or the stock is left as it is.
+API_KEY = "IRONCART_API_KEY"
 EXIT_NOT_TERMINAL = 1
 EXIT_CANNOT_START = 2
 
@@ -53,7 +56,7 @@ def load(
     """Place orders, follow them to their end, and report rates and percentiles."""
     try:
         plan = Plan(
-            target=find_target(data, url, inventory_url),
+            target=find_target(data, url, inventory_url, environment().get(API_KEY, "")),
             log_folder=data / "load",
             rate=rate,
             duration_s=duration,

@@ -1,4 +1,4 @@
-"""`ironcart provision`: schemas, streams and consumers, under one lock; safe to repeat.
+"""`ironcart provision`: schemas, roles, streams and consumers, under one lock; safe to repeat.
 
 Services never migrate and never change the broker: this is the one place that does.
 """
@@ -19,11 +19,13 @@ from msgspec import Meta
 
 from ironcart.cli import services
 from ironcart.cli.floors import beginnings
+from ironcart.cli.roles import ensure_roles, password_of
 from ironcart.events import STREAMS
-from ironcart.toolkit import settings
+from ironcart.toolkit import settings, tls
 from ironcart.toolkit.broker import Broker, ensure
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.outcomes import InvalidSettings, Refused, Unavailable
+from ironcart.toolkit.tables import privileges
 
 VAULT = "vault"
 BROKER_TIMEOUT_S = 30.0
@@ -43,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     nats_url: str
     vault_database_url: str
+    tls_dir: str = ""
     stream_replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     stream_bytes_max: Annotated[int, Meta(ge=1024**2)] = STREAM_BYTES_MAX
 
@@ -54,7 +57,7 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
 
 
 def command() -> None:
-    """Make or change schemas, streams and consumers as declared; safe to repeat."""
+    """Make or change schemas, roles, streams and consumers as declared; safe to repeat."""
     for line in asyncio.run(provision(settings.environment())):
         print(line)
 
@@ -64,18 +67,22 @@ async def provision(environ: Mapping[str, str]) -> list[str]:
 
     Idempotent, and safe to run twice at once. Raises `Refused` with what will not be changed.
     """
+    environ = tls.verified(environ)
     told = settings.load(Settings, environ)
     urls = {name: _url_of(name, environ) for name in services.NAMES}
     urls[VAULT] = told.vault_database_url
+    passwords = {name: password_of(name, environ) for name in services.NAMES}
     async with _alone(urls["orders"]):
         done: list[str] = []
         for schema, url in urls.items():
             done += await _migrate(schema, url)
+        done += await _provision_roles(urls, passwords)
         return done + await _provision_broker(told, urls)
 
 
 async def streams(environ: Mapping[str, str]) -> list[str]:
     """Bring the broker alone to what is declared; returns what was done, a line each."""
+    environ = tls.verified(environ)
     told = settings.load(Settings, environ)
     urls = {name: _url_of(name, environ) for name in services.NAMES}
     async with _alone(urls["orders"]):
@@ -165,8 +172,23 @@ def _for_dbmate(url: str, schema: str) -> str:
     return parts._replace(scheme="postgres", query=urllib.parse.urlencode(query)).geturl()
 
 
+async def _provision_roles(urls: Mapping[str, str], passwords: Mapping[str, str]) -> list[str]:
+    """Make a role for each service, which may do what its card says, wherever its tables are."""
+    may = {name: privileges(name, card.tables) for name, card in services.every().items()}
+    done: list[str] = []
+    for schema, url in urls.items():
+        wanted = {
+            name: {each for each in some if each.schema == schema}
+            for name, some in may.items()
+            if any(each.schema == schema for each in some)
+        }
+        done += await ensure_roles(url, schema, wanted, passwords)
+    return [*dict.fromkeys(done)]
+
+
 async def _provision_broker(told: Settings, urls: Mapping[str, str]) -> list[str]:
-    broker = Broker(told.nats_url, "provision")
+    certificates = tls.Tls(Path(told.tls_dir)) if told.tls_dir else None
+    broker = Broker(told.nats_url, "provision", certificates)
     try:
         async with asyncio.timeout(BROKER_TIMEOUT_S):
             await broker.connect()

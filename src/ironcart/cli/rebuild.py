@@ -129,7 +129,7 @@ async def _compare(
     for side, other in (("live", "rebuilt"), ("rebuilt", "live")):
         unsettled = compared.unsettled.format(schema=live)
         rows = await connection.fetch(
-            f"SELECT to_jsonb(d) AS row FROM (SELECT * FROM ({query[side]}) AS a"  # noqa: S608
+            f"SELECT to_jsonb(d) AS row FROM (SELECT * FROM ({query[side]}) AS a"  # noqa: S608 - constants
             f" EXCEPT SELECT * FROM ({query[other]}) AS b) AS d WHERE NOT ({unsettled})"
         )
         done.found += len(rows)
@@ -141,7 +141,7 @@ async def _compare(
 async def _relink(url: str) -> Rebuilt:
     """Audit says nothing itself: its links are folded again from its entries."""
     from ironcart.services.audit.app import STREAM_NAMES
-    from ironcart.services.audit.handlers import verify
+    from ironcart.services.audit.handlers.chain import verify
     from ironcart.services.audit.store import Store
 
     database = patient(url, "audit", "rebuild")

@@ -14,7 +14,7 @@ from ironcart.cli import address, provision, services
 from ironcart.cli.deadletters import connected
 from ironcart.cli.floors import BEFORE, floors, patient
 from ironcart.events import OWNERS, STREAMS
-from ironcart.services.audit.handlers import lose
+from ironcart.services.audit.handlers.chain import lose
 from ironcart.toolkit import settings
 from ironcart.toolkit.broker import Broker, BrokerError, Outgoing, publish
 from ironcart.toolkit.broker.reader import Extent, extent, read
@@ -58,7 +58,7 @@ def republish(
 async def _republish(data: Path, *, recreate: bool) -> list[str]:
     where = address.find(data)
     done: list[str] = []
-    async with connected(where.nats_url) as broker:
+    async with connected(where) as broker:
         known = await floors(where.databases)
         for stream in STREAMS:
             held = await _held(broker, stream.name)
@@ -104,6 +104,7 @@ def _environ(data: Path, where: address.Addresses) -> Mapping[str, str]:
     urls = where.nats_url.split(",")
     return environ | {
         "IRONCART_NATS_URL": where.nats_url,
+        "IRONCART_TLS_DIR": where.tls_dir,
         "IRONCART_DATABASE_URL": where.databases["orders"],
         "IRONCART_VAULT_DATABASE_URL": where.databases["vault"],
         "IRONCART_STREAM_REPLICAS": str(min(3, len(urls))),

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ironcart.cli.permissions import users
 from ironcart.embedded.cluster import elected
 from ironcart.embedded.folder import claim
 from ironcart.embedded.ports import SERVICES
@@ -30,6 +31,7 @@ STATUS_INTERVAL_S = 1.0
 
 
 def up(
+    *,
     data: Annotated[Path, typer.Option(help="Folder for everything that is kept.")] = Path(
         ".ironcart"
     ),
@@ -39,12 +41,26 @@ def up(
         typer.Option(help="Nodes of the broker: 1, 3 or 5; by default as the folder has, else 1."),
     ] = None,
     load: Annotated[int, typer.Option(min=0, help="Orders to place a second.")] = 0,
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Ask callers for a key; run.json has one of each scope.")
+    ] = False,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="HTTPS, and certificates at the broker; run.json says whose."),
+    ] = False,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C."""
     try:
         lock = claim(data)
         system = System(
-            data, first_port=port, environ=environment(), lock=lock, nats_nodes=nats_nodes
+            data,
+            first_port=port,
+            environ=environment(),
+            lock=lock,
+            nats_nodes=nats_nodes,
+            users=users(),
+            auth=auth,
+            tls=tls,
         )
         fault = asyncio.run(Session(system).run(load))
     except CannotStart as error:
@@ -110,7 +126,9 @@ class Session:
     async def _show_status(self) -> None:
         urls = {name: self._system.url_of(name) for name in SERVICES}
         database_url = self._system.postgres.url
-        async with StatusLine(urls=urls, parts=self._parts, database_url=database_url) as status:
+        async with StatusLine(
+            urls=urls, parts=self._parts, database_url=database_url, ca=self._system.ca
+        ) as status:
             while True:
                 due = time.monotonic() + STATUS_INTERVAL_S
                 self._say(await status.read())

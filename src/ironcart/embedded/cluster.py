@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ironcart.embedded.folder import write_file
-from ironcart.embedded.nats_server import NatsServer, Routes
+from ironcart.embedded.nats_server import Access, NatsServer, Routes
 from ironcart.embedded.process import CannotStart
 
 SIZES = (1, 3, 5)
@@ -78,7 +78,14 @@ def _route(number: int) -> str:
 
 
 def nodes(
-    folder: Path, size: int, ports: Mapping[str, int], *, logs: Path, inherit: tuple[int, ...]
+    folder: Path,
+    size: int,
+    ports: Mapping[str, int],
+    *,
+    access: Access | None = None,
+    tls: Path | None = None,
+    logs: Path,
+    inherit: tuple[int, ...],
 ) -> tuple[NatsServer, ...]:
     """Return the `size` nodes with stores in `folder`, and remember there how many they are."""
     numbers = range(1, size + 1)
@@ -93,6 +100,8 @@ def nodes(
             monitor_port=ports[_monitor(number)],
             name=node_name(number),
             routes=Routes(ports[_route(number)], routes) if routes else None,
+            access=access,
+            tls=tls,
             log=logs / f"{node_name(number)}.log",
             inherit=inherit,
         )
@@ -126,7 +135,7 @@ def _leads_all(said: dict[str, Any], size: int) -> bool:
 
 def _ask(url: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(url, timeout=ASK_TIMEOUT_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=ASK_TIMEOUT_S) as answer:  # noqa: S310 - our own address
             found: dict[str, Any] = json.load(answer)
             return found
     except (OSError, ValueError, urllib.error.URLError):

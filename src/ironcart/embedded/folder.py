@@ -3,16 +3,24 @@
 import base64
 import binascii
 import fcntl
+import json
 import os
 import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ironcart.embedded.process import CannotStart
+from ironcart.toolkit import signing
 
 LOCK_FILE = "lock"
 MASTER_KEY_FILE = "master.key"
 MASTER_KEY_BYTES = 32
+PASSWORD_BYTES = 16
+# The audit's key and, beside it, what it has signed.
+AUDIT = "audit"
+SIGNING_KEY_FILE = "signing.key"
+CHECKPOINTS = "checkpoints"
 PRIVATE = 0o600
 # How long the children of an `up` that was killed may take to be gone.
 LEFTOVERS_TIMEOUT_S = 15.0
@@ -107,3 +115,35 @@ def master_key(folder: Path, *, may_create: bool) -> str:
     if size != MASTER_KEY_BYTES:
         raise CannotStart(f"{path} does not hold {MASTER_KEY_BYTES} bytes in base64: put it back")
     return text
+
+
+def signing_key(folder: Path) -> Path:
+    """Return the file of the key that the audit trail is signed with, made on first use.
+
+    Raises `CannotStart` when it is gone although checkpoints were signed with it.
+    """
+    path = folder / AUDIT / SIGNING_KEY_FILE
+    if not path.exists():
+        if any((folder / AUDIT / CHECKPOINTS).glob("*.jsonl")):
+            raise CannotStart(
+                f"{path} is gone, and checkpoints were signed with it: put it back, or keep"
+                f" {path.name}.pub with {folder / AUDIT / CHECKPOINTS} elsewhere"
+            )
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        signing.generate(path)
+    return path
+
+
+def passwords(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the password of each name, kept in `path`; one that is missing is made.
+
+    A damaged file is made anew: who asks for passwords here is also told them at every start.
+    """
+    try:
+        kept = {name: str(password) for name, password in json.loads(path.read_text()).items()}
+    except (FileNotFoundError, ValueError, AttributeError):
+        kept = {}
+    found = {name: kept.get(name) or secrets.token_hex(PASSWORD_BYTES) for name in names}
+    if found != kept:
+        write_file(path, json.dumps(found, indent=1) + "\n")
+    return found

@@ -7,13 +7,15 @@ import sys
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ironcart.embedded.folder import write_file
 from ironcart.embedded.ports import HOST
 from ironcart.embedded.process import CHECK_TIMEOUT_S, CannotStart, Child, Server, http_ready
+from ironcart.toolkit.permissions import Permissions, server_users
+from ironcart.toolkit.tls import CA, CERTIFICATE, KEY
 
 PAYLOAD_MAX_BYTES = 1_048_576
 FILE_STORE_MAX = "32GiB"
@@ -37,15 +39,50 @@ jetstream {{
 # What a server's health page says after it could not write, until it is started anew.
 CANNOT_WRITE = (b"write error", b"JetStream not enabled")
 CLUSTER_NAME = "ironcart"
+# Whom the nodes of a cluster take each other for.
+ROUTE = "route"
 CLUSTER_CONFIG = """\
 cluster {{
   name: {cluster}
   listen: "{host}:{route_port}"
   routes: {routes}
+  {guard}
   # Clients are told every node at start, and may be meant to reach them through something else.
   no_advertise: true
 }}
 """
+
+
+TLS_CONFIG = """\
+tls {{
+  cert_file: {certificate}
+  key_file: {key}
+  ca_file: {ca}
+  # Of who connects, too.
+  verify: true
+  {first}
+  min_version: "1.2"
+}}
+"""
+# Nothing is said in the clear: not even that TLS would be next, which could be left out.
+HANDSHAKE_FIRST = "handshake_first: true"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect, to do what: the users, and a password for each and for the nodes."""
+
+    users: Mapping[str, Permissions]
+    passwords: Mapping[str, str]
+
+    def config(self) -> str:
+        """Return what the server's configuration says about it."""
+        return server_users(self.users, lambda user: json.dumps(self.passwords[user]))
+
+    def sign(self, url: str, user: str) -> str:
+        """Return the address with a user's name and password."""
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{user}:{self.passwords[user]}@{rest}"
 
 
 def binary() -> Path:
@@ -83,16 +120,38 @@ class Routes:
     port: int
     all_ports: tuple[int, ...]
 
-    def config(self) -> str:
+    def config(self, access: Access | None, tls: Path | None) -> str:
         """Return what the server's configuration says about it."""
         routes = [f"nats://{HOST}:{port}" for port in self.all_ports]
+        guard = _tls_config(tls, "")
+        if access is not None:
+            routes = [access.sign(route, ROUTE) for route in routes]
+            password = json.dumps(access.passwords[ROUTE])
+            guard += f"authorization {{ user: {ROUTE}, password: {password} }}"
         return CLUSTER_CONFIG.format(
-            cluster=CLUSTER_NAME, host=HOST, route_port=self.port, routes=json.dumps(routes)
+            cluster=CLUSTER_NAME,
+            host=HOST,
+            route_port=self.port,
+            routes=json.dumps(routes),
+            guard=guard,
         )
 
 
+def _tls_config(folder: Path | None, first: str) -> str:
+    if folder is None:
+        return ""
+    certificate, key, ca = (
+        json.dumps(str(folder / name), ensure_ascii=False) for name in (CERTIFICATE, KEY, CA)
+    )
+    return TLS_CONFIG.format(certificate=certificate, key=key, ca=ca, first=first)
+
+
 class NatsServer(Server):
-    """One node. Its stream store is `folder/NAME`, its configuration beside it."""
+    """One node. Its stream store is `folder/NAME`, its configuration beside it.
+
+    Without `access` it lets everybody do everything; with `tls`, a folder, it serves nobody who
+    shows no certificate of the same issuer.
+    """
 
     def __init__(
         self,
@@ -102,10 +161,13 @@ class NatsServer(Server):
         monitor_port: int,
         name: str = "broker-1",
         routes: Routes | None = None,
+        access: Access | None = None,
+        tls: Path | None = None,
         log: Path | None = None,
         inherit: tuple[int, ...] = (),
     ) -> None:
         self.name = name
+        self._access, self._tls = access, tls
         self.store = folder.absolute() / name
         self.url = f"nats://{HOST}:{port}"
         self.monitor_url = f"http://{HOST}:{monitor_port}"
@@ -114,6 +176,10 @@ class NatsServer(Server):
         self._routes = routes
         self._log = log or self.store.with_name(f"{name}.log")
         self._inherit = inherit
+
+    def url_for(self, user: str) -> str:
+        """Return the address with a user's name and password, where there are users."""
+        return self.url if self._access is None else self._access.sign(self.url, user)
 
     def child(self) -> Child:
         """Write the configuration and say how to run the node."""
@@ -130,7 +196,12 @@ class NatsServer(Server):
             file_store_max=FILE_STORE_MAX,
             memory_store_max=MEMORY_STORE_MAX,
         )
-        write_file(self._config, config + (self._routes.config() if self._routes else ""))
+        config += _tls_config(self._tls, HANDSHAKE_FIRST)
+        if self._access is not None:
+            config += self._access.config()
+        if self._routes is not None:
+            config += self._routes.config(self._access, self._tls)
+        write_file(self._config, config)
         return Child(
             name=self.name,
             argv=(str(binary()), "-c", str(self._config)),

@@ -41,7 +41,7 @@ def run_as(
     account: Account | None, argv: list[str], stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a short command as `account`, from `/`; raises `OSError` when it may not be run."""
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(  # noqa: S603 - words of ours
         argv,
         input=stdin,
         capture_output=True,

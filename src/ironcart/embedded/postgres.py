@@ -67,8 +67,15 @@ class Postgres(Server):
         return self.url_of(DATABASE)
 
     def url_of(self, database: str) -> str:
-        """Return the address of `database` on this server."""
-        return f"postgresql://{ROLE}:{self._password()}@{HOST}:{self.port}/{database}"
+        """Return the address of `database` on this server, as its owner."""
+        return self._address(ROLE, self._password(), database)
+
+    def url_for(self, role: str, password: str) -> str:
+        """Return the address of the database `ironcart` for another role."""
+        return self._address(role, password, DATABASE)
+
+    def _address(self, role: str, password: str, database: str) -> str:
+        return f"postgresql://{role}:{password}@{HOST}:{self.port}/{database}"
 
     def child(self) -> Child:
         """Make the database on first use, and say how to run the server."""
@@ -96,7 +103,7 @@ class Postgres(Server):
         probe = [str(self.placement.programs / "pg_isready"), "-q", "-h", HOST]
         probe += ["-p", str(self.port), "-U", ROLE, "-d", DATABASE, "-t", "1"]
         try:
-            done = subprocess.run(probe, timeout=CHECK_TIMEOUT_S, check=False)  # noqa: S603
+            done = subprocess.run(probe, timeout=CHECK_TIMEOUT_S, check=False)  # noqa: S603 - words of ours
         except (OSError, subprocess.TimeoutExpired):
             return False
         return done.returncode == 0

@@ -4,6 +4,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -84,13 +85,18 @@ def launch_options(child: Child) -> Iterator[dict[str, Any]]:
         }
 
 
-def http_ready(url: str) -> Callable[[], bool]:
-    """Return a check that is true when `url` answers 200."""
+def http_ready(url: str, ca: Path | None = None) -> Callable[[], bool]:
+    """Return a check that is true when `url` answers 200; over HTTPS it has to be of `ca`."""
     parts = urlsplit(url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
+    context = None if ca is None else ssl.create_default_context(cafile=ca)
 
     def check() -> bool:
-        connection = http.client.HTTPConnection(parts.netloc, timeout=CHECK_TIMEOUT_S)
+        connection = (
+            http.client.HTTPConnection(parts.netloc, timeout=CHECK_TIMEOUT_S)
+            if context is None
+            else http.client.HTTPSConnection(parts.netloc, timeout=CHECK_TIMEOUT_S, context=context)
+        )
         try:
             connection.request("GET", target)
             return connection.getresponse().status == 200
@@ -178,4 +184,4 @@ class Server(ABC):
 
 def _spawn(child: Child) -> subprocess.Popen[bytes]:
     with launch_options(child) as options:
-        return subprocess.Popen(launch_argv(child), **options)  # noqa: S603
+        return subprocess.Popen(launch_argv(child), **options)  # noqa: S603 - words of ours

@@ -1,8 +1,10 @@
 """The status line of `up`: orders a second, orders in flight, the state of each service."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -52,9 +54,15 @@ class StatusLine:
     """Asks the services and the database; whatever does not answer is shown as such."""
 
     def __init__(
-        self, *, urls: Mapping[str, str], parts: Mapping[str, Part], database_url: str
+        self,
+        *,
+        urls: Mapping[str, str],
+        parts: Mapping[str, Part],
+        database_url: str,
+        ca: Path | None = None,
     ) -> None:
         self._urls = urls
+        self._ca = ca
         self._parts = parts
         self._database_url = database_url
         self._database: asyncpg.Connection | None = None
@@ -63,7 +71,9 @@ class StatusLine:
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
-        self._http = aiohttp.ClientSession(timeout=timeout)
+        known = ssl.create_default_context(cafile=self._ca) if self._ca else True
+        connector = aiohttp.TCPConnector(ssl=known)
+        self._http = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self
 
     async def __aexit__(

@@ -11,10 +11,17 @@ class InvalidPlanError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Base addresses without a trailing slash; no inventory means that stock is not topped up."""
+    """Base addresses without a trailing slash; no inventory means that stock is not topped up.
+
+    Keys are empty where none is needed: a storefront's for orders, an operator's for stock. `ca` is
+    the file of the issuer to trust, where it is none that this machine knows.
+    """
 
     orders_url: str
     inventory_url: str | None
+    orders_key: str = ""
+    inventory_key: str = ""
+    ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +53,26 @@ class Plan:
             raise InvalidPlanError("say how much: --rate N, --orders N or both")
 
 
-def find_target(data: Path, url: str | None, inventory_url: str | None) -> Target:
-    """Return the addresses given, or those in DIR/run.json; raises `InvalidPlanError`."""
+def find_target(data: Path, url: str | None, inventory_url: str | None, key: str = "") -> Target:
+    """Return the addresses given, or those in DIR/run.json; raises `InvalidPlanError`.
+
+    `key` is for addresses that are given, and wins over those in run.json.
+    """
     if url is not None:
-        return Target(url.rstrip("/"), inventory_url.rstrip("/") if inventory_url else None)
+        inventory = inventory_url.rstrip("/") if inventory_url else None
+        return Target(url.rstrip("/"), inventory, key, key)
     path = data / "run.json"
     try:
-        services = json.loads(path.read_bytes())["services"]
+        running = json.loads(path.read_bytes())
+        services, keys = running["services"], running.get("api_keys", {})
         orders, inventory = services["orders"]["url"], services["inventory"]["url"]
-        return Target(str(orders).rstrip("/"), str(inventory_url or inventory).rstrip("/"))
+        return Target(
+            str(orders).rstrip("/"),
+            str(inventory_url or inventory).rstrip("/"),
+            key or keys.get("storefront", ""),
+            key or keys.get("operator", ""),
+            running.get("tls", {}).get("ca", ""),
+        )
     except FileNotFoundError:
         raise InvalidPlanError(
             f"{path} does not exist: start the system with `ironcart up --data {data}`, "

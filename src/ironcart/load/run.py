@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
@@ -78,16 +79,21 @@ class _Run:
     async def run(self, tell: Tell, *, quiet: bool) -> Tally:
         plan, tally = self._plan, self._tally
         at_once = IN_FLIGHT_MAX if plan.rate else plan.connections
-        async with _session(2 * at_once) as placing, _session(SIDE_CONNECTIONS) as watching:
+        target = plan.target
+        async with (
+            _session(2 * at_once, target.orders_key, target.ca) as placing,
+            _session(SIDE_CONNECTIONS, target.orders_key, target.ca) as watching,
+            _session(SIDE_CONNECTIONS, target.inventory_key, target.ca) as stocking,
+        ):
             shelf = None
-            if plan.target.inventory_url:
-                shelf = Shelf(watching, plan.target.inventory_url, sku_names(plan.skus))
+            if target.inventory_url:
+                shelf = Shelf(stocking, target.inventory_url, sku_names(plan.skus))
                 if fault := await shelf.fill():
                     tell(f"stock is not topped up yet: {fault}")
-            watcher = Watcher(watching, plan.target.orders_url, tally)
+            watcher = Watcher(watching, target.orders_url, tally)
             sender = Sender(
                 placing,
-                plan.target.orders_url,
+                target.orders_url,
                 self._log,
                 tally=tally,
                 accepted=watcher.accepted,
@@ -124,9 +130,11 @@ def _first(errors: BaseException) -> BaseException:
     return errors
 
 
-def _session(connections: int) -> aiohttp.ClientSession:
+def _session(connections: int, key: str, ca: str) -> aiohttp.ClientSession:
+    known = ssl.create_default_context(cafile=ca) if ca else True
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections),
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+        connector=aiohttp.TCPConnector(limit=connections, ssl=known),
         timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
     )
 

@@ -6,6 +6,7 @@ its stream before the message is terminated, so a crash in between repeats it, d
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ REASON_CHARACTERS_MAX = 500
 ERROR_CHARACTERS_MAX = 2_000
 ORIGINAL_HEADER_BYTES_MAX = 16_000
 MESSAGE_NOT_FOUND = 10037
+_NUMBER = "[0-9]{1,19}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +106,32 @@ async def _next(broker: Broker, seq: int) -> DeadLetter | None:
 def _parse(message: Mapping[str, Any]) -> DeadLetter:
     lines = base64.b64decode(message.get("hdrs", "")).decode(errors="replace").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines if ": " in line)
-    original = headers.get("Ironcart-Headers", "{}")
     return DeadLetter(
         seq=message["seq"],
         service=headers.get("Ironcart-Service", ""),
         type=headers.get("Ironcart-Type", UNKNOWN_TYPE),
         reason=headers.get("Ironcart-Reason", ""),
         error=headers.get("Ironcart-Error", ""),
-        attempts=int(headers.get("Ironcart-Attempts", "0")),
+        attempts=_number(headers.get("Ironcart-Attempts", "")),
         stream=headers.get("Ironcart-Stream", ""),
-        stream_seq=int(headers.get("Ironcart-Stream-Sequence", "0")),
+        stream_seq=_number(headers.get("Ironcart-Stream-Sequence", "")),
         subject=headers.get("Ironcart-Subject", ""),
-        headers=msgspec.json.decode(original, type=dict[str, str]),
+        headers=_original(headers.get("Ironcart-Headers", "")),
         body=base64.b64decode(message.get("data", "")),
         parked_at=headers.get("Ironcart-Parked-At", ""),
     )
+
+
+def _number(text: str) -> int:
+    """Read a number of ours; what somebody else has written there is 0, and hides no letter."""
+    return int(text) if re.fullmatch(_NUMBER, text) else 0
+
+
+def _original(text: str) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, str])
+    except (msgspec.MsgspecError, RecursionError):
+        return {}
 
 
 def _one_line(text: str, characters_max: int) -> str:
@@ -162,11 +175,20 @@ class DeadLetterDiscarded(Struct, frozen=True):
     why: str
 
 
+class CustomerForgotten(Struct, frozen=True):
+    """A person has had a customer's key destroyed: what it encrypted cannot be read any more."""
+
+    customer_id: str
+    by: str
+    why: str
+
+
 # What a person does is told on the stream of dead letters, by the service concerned.
 ACTIONS: Final[Mapping[str, str]] = {
     DeadLetterEdited.__name__: "deadletters.edited",
     DeadLetterReplayed.__name__: "deadletters.replayed",
     DeadLetterDiscarded.__name__: "deadletters.discarded",
+    CustomerForgotten.__name__: "deadletters.customer_forgotten",
 }
 
 

@@ -81,6 +81,8 @@ def decode(body: bytes) -> Envelope:
     if b"\\u0000" in body and _NUL.search(body):
         raise Poison("a string holds a NUL character")
     try:
+        if not body.isascii():
+            body.decode()  # msgspec does not look into what it skips, and all JSON is UTF-8.
         return _envelopes.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Poison(f"not an event: {error}") from error

@@ -26,7 +26,12 @@ from prometheus_client import Counter, Gauge, Histogram
 SAMPLE_RATIO_DEFAULT = 0.1
 FRAMES_LOGGED_MAX = 4
 TRACESTATE_CHARACTERS_MAX = 512
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$")
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+# As W3C has it, but for an @ in what is said: nobody's mail address travels with our events.
+_TRACESTATE_MEMBER = re.compile(
+    r"^ *[a-z0-9][a-z0-9_\-*/]{0,240}(@[a-z][a-z0-9_\-*/]{0,13})?"
+    r"=(?!.*%40)[ -+\--<>?A-~]{0,255}[!-+\--<>?A-~] *\Z"
+)
 _TRACE_ID = re.compile(r"^[0-9a-f]{32}\Z")
 _FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -64,6 +69,12 @@ http_refused = Counter(
     "ironcart_http_refused_total", "requests refused before an application saw them", ["status"]
 )
 broker_connected = Gauge("ironcart_broker_connected", "1 while JetStream is connected")
+certificate_expires = Gauge(
+    "ironcart_certificate_expires_seconds", "when our certificate ends, in seconds since 1970"
+)
+broker_forbidden = Counter(
+    "ironcart_broker_forbidden_total", "what the broker refused for want of permission"
+)
 stream_fill = Gauge("ironcart_stream_fill_ratio", "bytes kept over max_bytes", ["stream"])
 consumer_pending = Gauge(
     "jetstream_consumer_num_pending",
@@ -132,8 +143,8 @@ def context(headers: Mapping[str, str], trace_id: str | None = None) -> TraceCon
             sampled = bool(int(flags, 16) & 1)
             state = _header(headers, "tracestate")[:TRACESTATE_CHARACTERS_MAX]
             # Anything else is no tracestate, and not every header or column would take it.
-            usable = state.isascii() and state.isprintable()
-            return TraceContext(trace, span, sampled, state if usable else "")
+            usable = ",".join(filter(_TRACESTATE_MEMBER.match, state.split(",")))
+            return TraceContext(trace, span, sampled, usable)
     return TraceContext(
         hex_trace_id(trace_id) if trace_id else secrets.token_hex(16), secrets.token_hex(8)
     )

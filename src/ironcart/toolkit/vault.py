@@ -1,4 +1,4 @@
-"""Personal data as ciphertext: AES-256-GCM under a key per customer, wrapped by the master key.
+"""Personal data as ciphertext: AES-256-GCM under a key per customer, wrapped by a master key.
 
 The vault is the one thing that services share. Orders add and read keys, notifications read them.
 Forgetting a customer is deleting one row: what was encrypted can then never be read again.
@@ -6,22 +6,29 @@ Forgetting a customer is deleting one row: what was encrypted can then never be 
 
 import base64
 import binascii
+import hashlib
+import hmac
 import os
 import time
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ironcart.toolkit.database import Database
-from ironcart.toolkit.outcomes import Poison, Refused
+from ironcart.toolkit.outcomes import Poison, Refused, Unavailable
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
 CACHED_KEYS_MAX = 20_000
-CACHED_KEY_LIFE_S = 60.0
+# Who is forgotten is read no longer than this, and who comes back later is written to again.
+CACHED_KEY_LIFE_S = 5.0
+# A key that is forgotten again and again while it is being made: once is rare enough.
+MAKING_ATTEMPTS_MAX = 3
 CONTACT_CHARACTERS_MAX = 4_096
+_MARKS = b"ironcart contact marks"
 
 
 class Contact(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,28 +41,79 @@ class Contact(msgspec.Struct, frozen=True, omit_defaults=True):
         return "Contact(…)"
 
 
+class Sealed(NamedTuple):
+    """A contact that may be kept: its ciphertext, and a mark that is the same for the same contact
+    of a customer, and tells nothing without the customer's key."""
+
+    text: str
+    mark: bytes
+
+
+class _Key(NamedTuple):
+    cipher: AESGCM
+    marks: bytes
+
+
 class Forgotten(Poison):
     """The customer's key is gone: this contact can never be read again."""
 
 
-class Vault:
-    """Keys per customer, kept wrapped in the database and for a minute in memory."""
+class MasterKeys:
+    """The keys that wrap customers' keys: the first makes what is new, any of them opens.
 
-    def __init__(self, database: Database, master_key: str) -> None:
+    What is wrapped does not say by which: trying two keys takes microseconds, and a name beside
+    what it opens would have to be kept right through every change of keys.
+    """
+
+    def __init__(self, *master_keys: str) -> None:
+        """Each is base64 of 32 bytes; raises `Refused` when one is not."""
+        self._ciphers = [AESGCM(_key_bytes(each)) for each in master_keys]
+
+    def wrap(self, customer: str, key: bytes) -> bytes:
+        """Encrypt a customer's key under the first master key."""
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + self._ciphers[0].encrypt(nonce, key, customer.encode())
+
+    def unwrap(self, customer: str, wrapped: bytes) -> tuple[bytes, bool]:
+        """Decrypt a customer's key, and say whether the first master key did; raises `Refused`."""
+        nonce, sealed = wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:]
+        for cipher in self._ciphers:
+            try:
+                return cipher.decrypt(nonce, sealed, customer.encode()), cipher is self._ciphers[0]
+            except InvalidTag:
+                continue
+        raise Refused(
+            "IRONCART_MASTER_KEY does not open the vault: use the key it was made with, or add that"
+            " one to IRONCART_MASTER_KEYS_OLD"
+        )
+
+
+class Vault:
+    """Keys per customer, kept wrapped in the database and for seconds in memory."""
+
+    def __init__(self, database: Database, *master_keys: str) -> None:
+        """The first master key wraps, any of them opens."""
         self._database = database
-        self._master = AESGCM(_key_bytes(master_key))
-        self._cached: dict[str, tuple[float, AESGCM]] = {}
+        self._master = MasterKeys(*master_keys)
+        self._cached: dict[str, tuple[float, _Key]] = {}
 
     async def encrypt(self, contacts: Sequence[tuple[str, Contact]]) -> list[str]:
         """Encrypt contacts of customers in order; a customer met for the first time gets a key."""
+        return [each.text for each in await self.seal(contacts)]
+
+    async def seal(self, contacts: Sequence[tuple[str, Contact]]) -> list[Sealed]:
+        """Encrypt as `encrypt` does, and mark each contact."""
         customers = {customer for customer, _ in contacts}
         keys = await self._keys(customers)
-        if missing := sorted(customers - keys.keys()):
+        attempts = 0
+        while missing := sorted(customers - keys.keys()):
+            if (attempts := attempts + 1) > MAKING_ATTEMPTS_MAX:
+                raise Unavailable("vault: a key is gone as soon as it is made")
             await self._database.execute(
                 "INSERT INTO keys (customer_id, wrapped) SELECT * FROM unnest($1::text[],"
                 " $2::bytea[]) ON CONFLICT DO NOTHING",
                 missing,
-                [self._wrap(customer, os.urandom(KEY_BYTES)) for customer in missing],
+                [self._master.wrap(customer, os.urandom(KEY_BYTES)) for customer in missing],
             )
             keys |= await self._keys(set(missing))
         return [_seal(keys[customer], customer, contact) for customer, contact in contacts]
@@ -66,14 +124,20 @@ class Vault:
         What cannot be read is `Forgotten` when the key is gone, or another `Poison`.
         """
         keys = await self._keys({customer for customer, _ in contacts})
-        return [
-            _open(keys[customer], customer, sealed)
-            if customer in keys
-            else Forgotten("the customer was forgotten")
-            for customer, sealed in contacts
-        ]
+        found = [_open(keys.get(customer), customer, sealed) for customer, sealed in contacts]
+        # One who was forgotten and came back has another key than the one in memory.
+        if doubtful := {
+            customer
+            for (customer, _), each in zip(contacts, found, strict=True)
+            if isinstance(each, Poison) and self._cached.pop(customer, None) is not None
+        }:
+            fresh = await self._keys(doubtful)
+            for at, (customer, sealed) in enumerate(contacts):
+                if customer in doubtful and isinstance(found[at], Poison):
+                    found[at] = _open(fresh.get(customer), customer, sealed)
+        return found
 
-    async def _keys(self, customers: Collection[str]) -> dict[str, AESGCM]:
+    async def _keys(self, customers: Collection[str]) -> dict[str, _Key]:
         now = time.monotonic()
         known = {
             customer: entry[1]
@@ -87,24 +151,16 @@ class Vault:
             if len(self._cached) + len(rows) > CACHED_KEYS_MAX:
                 self._cached.clear()
             for row in rows:
-                key = AESGCM(self._unwrap(row["customer_id"], row["wrapped"]))
+                raw, _ = self._master.unwrap(row["customer_id"], row["wrapped"])
+                key = _Key(AESGCM(raw), hmac.digest(raw, _MARKS, hashlib.sha256))
                 known[row["customer_id"]] = key
                 self._cached[row["customer_id"]] = (now + CACHED_KEY_LIFE_S, key)
         return known
 
-    def _wrap(self, customer: str, key: bytes) -> bytes:
-        nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._master.encrypt(nonce, key, customer.encode())
 
-    def _unwrap(self, customer: str, wrapped: bytes) -> bytes:
-        try:
-            return self._master.decrypt(
-                wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], customer.encode()
-            )
-        except InvalidTag as error:
-            raise Refused(
-                "IRONCART_MASTER_KEY does not open the vault: use the key it was made with"
-            ) from error
+def key_ring(master_key: str, others: str) -> tuple[str, ...]:
+    """The master keys as settings hold them: the one that wraps, and others with commas."""
+    return master_key, *(each.strip() for each in others.split(",") if each.strip())
 
 
 def new_master_key() -> str:
@@ -118,20 +174,23 @@ def _key_bytes(master_key: str) -> bytes:
     except binascii.Error:
         key = b""
     if len(key) != KEY_BYTES:
-        raise Refused("IRONCART_MASTER_KEY must be 32 bytes in base64")
+        raise Refused("IRONCART_MASTER_KEY, and each old one, must be 32 bytes in base64")
     return key
 
 
-def _seal(key: AESGCM, customer: str, contact: Contact) -> str:
-    nonce = os.urandom(NONCE_BYTES)
-    sealed = nonce + key.encrypt(nonce, msgspec.json.encode(contact), customer.encode())
-    return base64.b64encode(sealed).decode()
+def _seal(key: _Key, customer: str, contact: Contact) -> Sealed:
+    nonce, clear = os.urandom(NONCE_BYTES), msgspec.json.encode(contact)
+    sealed = nonce + key.cipher.encrypt(nonce, clear, customer.encode())
+    mark = hmac.digest(key.marks, clear, hashlib.sha256)
+    return Sealed(base64.b64encode(sealed).decode(), mark)
 
 
-def _open(key: AESGCM, customer: str, sealed: str) -> Contact | Poison:
+def _open(key: _Key | None, customer: str, sealed: str) -> Contact | Poison:
+    if key is None:
+        return Forgotten("the customer was forgotten")
     try:
         raw = base64.b64decode(sealed, validate=True)
-        clear = key.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], customer.encode())
+        clear = key.cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], customer.encode())
         return msgspec.json.decode(clear, type=Contact)
     except (binascii.Error, InvalidTag, ValueError, msgspec.MsgspecError):
         return Poison("the contact cannot be read with the customer's key")

@@ -7,7 +7,8 @@ from typing import Any
 
 import asyncpg
 
-from ironcart.verify.checks.audit import Entry, Trail
+from ironcart.verify.chain import Entry
+from ironcart.verify.checks.audit import Trail
 from ironcart.verify.checks.histories import REPAIRS, STREAM_OF, Histories, Recorded
 from ironcart.verify.facts import (
     DEAD_LETTERS,
@@ -60,7 +61,6 @@ ENDED_WITHIN = """
 # What lies in a service's own parking: the dead letter itself, or what waits behind it.
 # How orders keeps a key that was told with its order, when the key itself was lost.
 REMEMBERED = "\x01"
-CALLER = "anonymous"
 PARKED = "SELECT stream, stream_seq, state FROM {0}.parked"
 UNPUBLISHED = """
     SELECT count(*) FROM {0}.batches b JOIN {0}.events e USING (batch_no)
@@ -74,7 +74,9 @@ FAILING = """
     WHERE NOT EXISTS (SELECT FROM {0}.inbox i
                       WHERE i.stream = f.stream AND i.stream_seq = f.stream_seq)"""
 TRAIL = """
-    SELECT e.stream, e.stream_seq, e.subject, coalesce(e.event_id, '') AS event_id, e.body, l.hash
+    SELECT e.stream, e.stream_seq, e.subject, coalesce(e.event_id, '') AS event_id, e.body, l.hash,
+           l.version, e.type, e.aggregate_id, e.headers,
+           (extract(epoch FROM e.stored_at) * 1000000)::bigint AS stored_at_us
     FROM audit.entries e LEFT JOIN audit.links l USING (stream, stream_seq)
     ORDER BY e.stream, e.stream_seq"""
 WAITING = {
@@ -188,7 +190,12 @@ async def _read_others(connection: Connection, facts: Facts) -> None:
     keys = connection.cursor(
         "SELECT key, order_id FROM orders.idempotency_keys", prefetch=PREFETCH_ROWS
     )
-    sent = {REMEMBERED + digest_of(CALLER, key): key for key in facts.log.attempts}
+    callers = await connection.fetch("SELECT DISTINCT caller FROM orders.idempotency_keys")
+    sent = {
+        REMEMBERED + digest_of(row["caller"], key): key
+        for row in callers
+        for key in facts.log.attempts
+    }
     async for stored, order_id in keys:
         # Of a key from before the database was restored only a digest is left.
         key = sent.get(stored, stored)

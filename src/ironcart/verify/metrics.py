@@ -1,6 +1,7 @@
 """Reading the services' own /metrics; a service that does not answer is left out."""
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 
 import aiohttp
@@ -8,10 +9,13 @@ import aiohttp
 TIMEOUT_S = 5.0
 
 
-async def read_metrics(urls: Mapping[str, str]) -> dict[str, dict[str, float]]:
+async def read_metrics(
+    urls: Mapping[str, str], tls: ssl.SSLContext | None = None
+) -> dict[str, dict[str, float]]:
     """Return the samples of each service that answers, by name and labels as they are written."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(ssl=tls or True)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         pages = await asyncio.gather(*(_page(session, url) for url in urls.values()))
     return {
         service: samples_of(page)

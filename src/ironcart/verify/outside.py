@@ -99,7 +99,11 @@ async def verify(
     """
     running = read_run(data)
     started = time.monotonic()
-    async with database(running.postgres_url) as connection, broker(running.nats_urls) as client:
+    tls = running.tls()
+    async with (
+        database(running.postgres_url) as connection,
+        broker(running.nats_urls, tls) as client,
+    ):
         backlog, moves = await settle(client, connection, settle_s=settle_s, tell=tell)
         settled = time.monotonic()
         collector = _Collector(data, running, client, connection)
@@ -205,7 +209,7 @@ class _Collector:
             histories = Histories(facts.streams, facts.dead_letters, moving=facts.moving)
             trail = Trail(facts.streams, moving=facts.moving)
             await read_tables(self.connection, facts, histories, trail)
-        facts.metrics = await read_metrics(self.running.service_urls)
+        facts.metrics = await read_metrics(self.running.service_urls, self.running.tls())
         facts.charges = await read_charges(self.running.sandbox_url)
         facts.mail = await read_mail(self.running.sandbox_url)
         unchanged = sizes == self._log_sizes()

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import logging
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -46,27 +48,48 @@ SERVICE, STREAM, SEQUENCE = "Ironcart-Service", "Ironcart-Stream", "Ironcart-Str
 Take = Callable[[int, Msg], None]
 
 
+class Reader(Client):
+    """Reads on, whatever was written by whoever may publish; nats-py would stop for good."""
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, UnicodeDecodeError):
+            return None
+
+    def _build_message(self, sid: int, subject: bytes, *rest: Any) -> Msg:
+        readable = subject.decode(errors="replace").encode()
+        message: Msg = super()._build_message(sid, readable, *rest)
+        return message
+
+
 @asynccontextmanager
-async def broker(urls: list[str]) -> AsyncIterator[Client]:
+async def broker(urls: list[str], tls: ssl.SSLContext | None = None) -> AsyncIterator[Client]:
     """Connect for the length of a `with`; raises `CannotReadError` when nobody answers."""
+    where = ", ".join(url.rpartition("@")[2] for url in urls)
 
     async def ignore(_: Exception) -> None:
         """Keep nats-py from logging what is raised to us anyway."""
 
+    # nats-py answers the end of a stream as if there were no TLS, and is told so to no effect.
+    logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in str(record.msg))
+    client = Reader()
     try:
-        client = await nats.connect(
+        await client.connect(
             urls,
             connect_timeout=CONNECT_TIMEOUT_S,
             max_reconnect_attempts=RECONNECTS_MAX,
             error_cb=ignore,
             name="ironcart verify",
+            tls=tls,
+            tls_handshake_first=tls is not None,
         )
     except (OSError, NatsError, TimeoutError) as error:
-        raise CannotReadError(f"the broker at {', '.join(urls)}: {error}") from None
+        raise CannotReadError(f"the broker at {where}: {error}") from None
     try:
         yield client
     except NatsError as error:
-        raise CannotReadError(f"the broker at {', '.join(urls)}: {error!r}") from error
+        raise CannotReadError(f"the broker at {where}: {error!r}") from error
     finally:
         await client.close()
 

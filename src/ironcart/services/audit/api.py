@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct
 
-from ironcart.services.audit.handlers import readable, verify
+from ironcart.services.audit.handlers.chain import readable, verify
+from ironcart.services.audit.handlers.checkpoints import Checkpoint, read
 from ironcart.services.audit.store import Found, Store
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import NAME_PATTERN
@@ -27,7 +28,7 @@ from ironcart.toolkit.http.routes import (
 INSTANT_US_MAX = 2**52
 SEQ_MAX = 2**63 - 1
 
-Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="sha256 in hex")]
+Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="sha256 in hex")]
 
 
 class AuditItem(Struct, frozen=True):
@@ -67,7 +68,7 @@ class Verdict(Struct, frozen=True):
     streams: list[StreamVerdict]
 
 
-class CheckpointItem(Struct, frozen=True):
+class ChainEnd(Struct, frozen=True):
     """Where a chain stands, and since when."""
 
     stream: str
@@ -77,9 +78,21 @@ class CheckpointItem(Struct, frozen=True):
 
 
 class Checkpoints(Struct, frozen=True):
-    """The last link of each chain that has one."""
+    """The last link of each chain that has one, and a page of what was signed, newest first.
 
-    items: list[CheckpointItem]
+    What comes from here comes from the database: hold it against what was exported, or let
+    `ironcart audit verify` do so.
+    """
+
+    items: list[ChainEnd]
+    signed: list[Checkpoint]
+    next_cursor: str | None
+
+
+class Number(Struct, frozen=True):
+    """Where a page of checkpoints ended."""
+
+    number: Annotated[int, Meta(ge=1, le=SEQ_MAX)]
 
 
 class Position(Struct, frozen=True):
@@ -140,11 +153,8 @@ def endpoints(database: Database, streams: Sequence[str]) -> list[Endpoint]:
             )
         return json_response(Verdict(verdicts))
 
-    async def get_checkpoints(_: Call) -> Answer:
-        found = await Store(database).checkpoints(streams)
-        return json_response(
-            Checkpoints([CheckpointItem(c.stream, c.stream_seq, c.hash.hex(), c.at) for c in found])
-        )
+    async def get_checkpoints(request: Call) -> Answer:
+        return json_response(await _checkpoints(request, Store(database), streams))
 
     return [
         Endpoint("GET", "/audit/verify", get_verdict, _verify_operation(streams)),
@@ -152,10 +162,25 @@ def endpoints(database: Database, streams: Sequence[str]) -> list[Endpoint]:
             "GET",
             "/audit/checkpoints",
             get_checkpoints,
-            Operation("See where the chains stand", {200: Checkpoints}),
+            Operation(
+                "See where the chains stand, and what was signed",
+                {200: Checkpoints},
+                (400,),
+                PAGING,
+            ),
         ),
         Endpoint("GET", "/audit/{aggregate_id}", get_trail, _TRAIL),
     ]
+
+
+async def _checkpoints(request: Call, store: Store, streams: Sequence[str]) -> Checkpoints:
+    limit, after = read_limit(request), read_cursor(request, Number)
+    heads = (await store.standing(streams)).heads
+    lines = await store.checkpoints_before(after.number if after else SEQ_MAX, limit + 1)
+    signed = [found for line in lines[:limit] if (found := read(line)) is not None]
+    cursor = write_cursor(Number(signed[-1].number)) if len(lines) > limit and signed else None
+    ends = [ChainEnd(h.stream, h.stream_seq, h.hash.hex(), h.at) for h in heads]
+    return Checkpoints(ends, signed, cursor)
 
 
 _TRAIL = Operation(

@@ -24,11 +24,11 @@ class Entry(Struct, frozen=True):
     aggregate_id: str
     headers: str
     body: bytes
-    stored_at: float
+    stored_at_us: int
 
 
 class Sealed(Struct, frozen=True):
-    """What of an entry goes into its hash."""
+    """What of an entry goes into its hash; `digest` is of all of it (in version 1, of its body)."""
 
     stream_seq: int
     subject: str
@@ -43,6 +43,7 @@ class Kept:
     stream_seq: int
     entry: Sealed | None
     hash: bytes | None
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,23 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Last:
     """The last link of a chain."""
 
     stream: str
     stream_seq: int
     hash: bytes
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The end of each chain that has one, by stream; the newest checkpoint; and since when the
+    database server runs, for another one may be an older copy."""
+
+    heads: list[Last]
+    line: str | None
+    started_at: datetime
 
 
 class Store:
@@ -104,7 +115,7 @@ class Store:
             [entry.aggregate_id for entry in entries],
             [entry.headers for entry in entries],
             [entry.body for entry in entries],
-            [entry.stored_at for entry in entries],
+            [entry.stored_at_us for entry in entries],
         )
         return {row["stream_seq"] for row in rows}
 
@@ -116,7 +127,7 @@ class Store:
     async def sealed(self, stream: str, seqs: Sequence[int]) -> list[Sealed]:
         """Read what is stored at these sequences."""
         rows = await self._connection.fetch(
-            "SELECT stream_seq, subject, event_id, sha256(body) AS digest FROM entries"
+            f"SELECT stream_seq, subject, event_id, {_DIGEST} AS digest FROM entries"  # noqa: S608 - constants
             " WHERE stream = $1 AND stream_seq = ANY($2::bigint[])",
             stream,
             seqs,
@@ -143,8 +154,8 @@ class Store:
     async def insert_links(self, stream: str, seqs: Sequence[int], hashes: Sequence[bytes]) -> None:
         """Lengthen a chain."""
         await self._connection.execute(
-            "INSERT INTO links (stream, stream_seq, hash)"
-            " SELECT $1, seq, hash FROM unnest($2::bigint[], $3::bytea[]) AS u(seq, hash)",
+            "INSERT INTO links (stream, stream_seq, hash, version)"
+            " SELECT $1, seq, hash, 2 FROM unnest($2::bigint[], $3::bytea[]) AS u(seq, hash)",
             stream,
             seqs,
             hashes,
@@ -177,7 +188,12 @@ class Store:
         """Read up to `count_max` places of a stream in order, with entry and link side by side."""
         rows = await self._connection.fetch(_KEPT, stream, first_seq, last_seq, count_max)
         return [
-            Kept(row["at"], _sealed(row) if row["stream_seq"] else None, row["hash"])
+            Kept(
+                row["at"],
+                _sealed(row) if row["stream_seq"] else None,
+                row["hash"],
+                row["version"] or 0,
+            )
             for row in rows
         ]
 
@@ -198,33 +214,99 @@ class Store:
             for row in rows
         ]
 
-    async def checkpoints(self, streams: Sequence[str]) -> list[Checkpoint]:
-        """Read the last link of each chain that has one."""
-        rows = await self._connection.fetch(_CHECKPOINTS, streams)
-        return [
-            Checkpoint(row["stream"], row["stream_seq"], row["hash"], row["linked_at"])
+    async def links_at(self, places: Sequence[tuple[str, int]]) -> dict[str, bytes]:
+        """Read the links at these places, one for each stream, as far as they are there."""
+        streams, seqs = [stream for stream, _ in places], [seq for _, seq in places]
+        rows = await self._connection.fetch(_LINKS_AT, streams, seqs)
+        return {row["stream"]: row["hash"] for row in rows}
+
+    async def lock_checkpoints(self) -> None:
+        """Be the only one to sign until the transaction ends."""
+        await self._connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtext('ironcart.audit.checkpoints'), 0)"
+        )
+
+    async def standing(self, streams: Sequence[str]) -> Standing:
+        """Read where the chains stand, what was signed last, and since when the database runs."""
+        rows = await self._connection.fetch(_STANDING, streams)
+        heads = [
+            Last(row["stream"], row["stream_seq"], row["hash"], row["linked_at"])
             for row in rows
+            if row["hash"] is not None
         ]
+        return Standing(heads, rows[0]["line"], rows[0]["started_at"])
+
+    async def last_line(self) -> str | None:
+        """Read the newest checkpoint."""
+        row = await self._connection.fetchrow(
+            "SELECT line FROM checkpoints ORDER BY number DESC LIMIT 1"
+        )
+        return row["line"] if row is not None else None
+
+    async def checkpoints_before(self, number: int, count_max: int) -> list[str]:
+        """Read checkpoints below a number, newest first."""
+        rows = await self._connection.fetch(
+            "SELECT line FROM checkpoints WHERE number < $1 ORDER BY number DESC LIMIT $2",
+            number,
+            count_max,
+        )
+        return [row["line"] for row in rows]
+
+    async def checkpoints_after(self, number: int, count_max: int) -> list[str]:
+        """Read checkpoints above a number, oldest first."""
+        rows = await self._connection.fetch(
+            "SELECT line FROM checkpoints WHERE number > $1 ORDER BY number LIMIT $2",
+            number,
+            count_max,
+        )
+        return [row["line"] for row in rows]
+
+    async def has_signed(self, key_id: str) -> bool:
+        """Whether a key has signed any checkpoint."""
+        row = await self._connection.fetchrow(
+            "SELECT 1 FROM checkpoints WHERE key_id = $1 LIMIT 1", key_id
+        )
+        return row is not None
+
+    async def insert_checkpoint(self, number: int, key_id: str, line: str) -> bool:
+        """Keep a checkpoint; False when there is one of this number."""
+        row = await self._connection.fetchrow(
+            "INSERT INTO checkpoints (number, key_id, line) VALUES ($1, $2, $3)"
+            " ON CONFLICT DO NOTHING RETURNING number",
+            number,
+            key_id,
+            line,
+        )
+        return row is not None
 
 
 def _sealed(row: Any) -> Sealed:
     return Sealed(row["stream_seq"], row["subject"], row["event_id"], row["digest"])
 
 
+_MICROSECONDS = "(extract(epoch FROM stored_at) * 1000000)::bigint"
+# Of everything that was stored of a message, as handlers.chain.digest_of makes it.
+_DIGEST = rf"""sha256(
+  convert_to(subject, 'UTF8') || '\x00'::bytea || convert_to(event_id, 'UTF8') || '\x00'::bytea ||
+  convert_to(type, 'UTF8') || '\x00'::bytea || convert_to(aggregate_id, 'UTF8') || '\x00'::bytea ||
+  convert_to(headers, 'UTF8') || '\x00'::bytea || convert_to({_MICROSECONDS}::text, 'UTF8') ||
+  '\x00'::bytea || body)"""
 _INSERT = """
 INSERT INTO entries (stream, stream_seq, subject, event_id, type, aggregate_id, headers, body,
                      stored_at)
 SELECT $1, u.seq, u.subject, u.event_id, u.type, u.aggregate_id, u.headers, u.body,
-       to_timestamp(u.stored_at)
+       'epoch'::timestamptz + u.stored_at_us * interval '1 microsecond'
 FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[],
-            $9::float8[]) AS u(seq, subject, event_id, type, aggregate_id, headers, body, stored_at)
+            $9::bigint[])
+  AS u(seq, subject, event_id, type, aggregate_id, headers, body, stored_at_us)
 ORDER BY u.seq
 ON CONFLICT DO NOTHING RETURNING stream_seq
 """
+# Told again after a restore, a loss has to have the same hash: nothing in it is of that day.
 _INSERT_LOST = """
 INSERT INTO entries (stream, stream_seq, subject, event_id, type, aggregate_id, headers, body,
                      stored_at)
-SELECT $1, seq, '', '', 'lost', '', '{}', '', now()
+SELECT $1, seq, '', '', 'lost', '', '{}', '', 'epoch'
 FROM (SELECT stream_seq, lag(stream_seq, 1, 0) OVER (ORDER BY stream_seq) AS before FROM (
         SELECT stream_seq FROM entries WHERE stream = $1 AND stream_seq < $2
         UNION ALL SELECT $2) AS kept) AS places,
@@ -238,12 +320,12 @@ FROM (SELECT 1) AS always
 LEFT JOIN (SELECT stream_seq, hash FROM links WHERE stream = $1
            ORDER BY stream_seq DESC LIMIT 1) AS l ON true
 """
-_NEXT = """
-SELECT stream_seq, subject, event_id, sha256(body) AS digest FROM entries
+_NEXT = f"""
+SELECT stream_seq, subject, event_id, {_DIGEST} AS digest FROM entries
 WHERE stream = $1 AND stream_seq >= $2
   AND EXISTS (SELECT 1 FROM entries WHERE stream = $1 AND stream_seq = $2)
 ORDER BY stream_seq LIMIT $3
-"""
+"""  # noqa: S608 - ours
 _PROGRESS = """
 SELECT s.stream, h.seq AS head_seq, e.seq AS last_entry_seq,
        coalesce(extract(epoch FROM now() - w.received_at), 0)::float8 AS waiting_s
@@ -257,16 +339,17 @@ LEFT JOIN LATERAL (
   ORDER BY stream_seq LIMIT 1) AS w ON true
 ORDER BY s.stream
 """
-_KEPT = """
-SELECT coalesce(e.stream_seq, l.stream_seq) AS at, e.stream_seq, e.subject, e.event_id, e.digest,
-       l.hash
-FROM (SELECT stream_seq, subject, event_id, sha256(body) AS digest FROM entries
+_KEPT = f"""
+SELECT coalesce(e.stream_seq, l.stream_seq) AS at, e.stream_seq, e.subject, e.event_id,
+       CASE l.version WHEN 1 THEN e.body_digest ELSE e.digest END AS digest, l.hash, l.version
+FROM (SELECT stream_seq, subject, event_id, sha256(body) AS body_digest, {_DIGEST} AS digest
+      FROM entries
       WHERE stream = $1 AND stream_seq BETWEEN $2 AND $3 ORDER BY stream_seq LIMIT $4) AS e
-FULL JOIN (SELECT stream_seq, hash FROM links
+FULL JOIN (SELECT stream_seq, hash, version FROM links
            WHERE stream = $1 AND stream_seq BETWEEN $2 AND $3 ORDER BY stream_seq LIMIT $4) AS l
   ON e.stream_seq = l.stream_seq
 ORDER BY at LIMIT $4
-"""
+"""  # noqa: S608 - ours
 _ABOUT = """
 SELECT e.stream, e.stream_seq, e.type, e.body, l.hash,
        (extract(epoch FROM e.stored_at) * 1000000)::bigint AS stored_at_us
@@ -276,10 +359,16 @@ WHERE e.aggregate_id = $1 AND e.aggregate_id <> ''
       > ('epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text, $4::bigint)
 ORDER BY e.stored_at, e.stream, e.stream_seq LIMIT $5
 """
-_CHECKPOINTS = """
-SELECT s.stream, l.stream_seq, l.hash, l.linked_at FROM unnest($1::text[]) AS s(stream)
-CROSS JOIN LATERAL (
+_STANDING = """
+SELECT s.stream, l.stream_seq, l.hash, l.linked_at, pg_postmaster_start_time() AS started_at,
+       (SELECT line FROM checkpoints ORDER BY number DESC LIMIT 1) AS line
+FROM unnest($1::text[]) AS s(stream)
+LEFT JOIN LATERAL (
   SELECT stream_seq, hash, linked_at FROM links WHERE stream = s.stream
-  ORDER BY stream_seq DESC LIMIT 1) AS l
+  ORDER BY stream_seq DESC LIMIT 1) AS l ON true
 ORDER BY s.stream
+"""
+_LINKS_AT = """
+SELECT l.stream, l.hash FROM unnest($1::text[], $2::bigint[]) AS p(stream, stream_seq)
+JOIN links l USING (stream, stream_seq)
 """

@@ -9,7 +9,7 @@ from ironcart.services.inventory.handlers import adjust
 from ironcart.services.inventory.store import Shelf, Store
 from ironcart.toolkit.envelope import NAME_PATTERN, Name
 from ironcart.toolkit.history import Cause
-from ironcart.toolkit.http import Endpoint, Operation, Parameter, Problem, json_response
+from ironcart.toolkit.http import Endpoint, Operation, Parameter, Problem, Scope, json_response
 from ironcart.toolkit.http.routes import (
     PAGING,
     Answer,
@@ -53,7 +53,7 @@ class Adjustment(Struct, frozen=True, forbid_unknown_fields=True):
     """Change what is on hand by a number of units."""
 
     delta: Annotated[int, Meta(ge=-UNITS_MAX, le=UNITS_MAX)]
-    reason: Annotated[str, Meta(max_length=255, pattern=r"^[^\x00]*\Z")] = ""
+    reason: Annotated[str, Meta(max_length=255, pattern=r"^[^\x00@]*\Z")] = ""
 
 
 class Position(Struct, frozen=True):
@@ -125,9 +125,10 @@ def endpoints(chassis: Chassis) -> list[Endpoint]:
     sku = Parameter("sku", "path", "the SKU", {"type": "string", "pattern": NAME_PATTERN})
     one = {200: Stock}
     listing = Operation("List stock", {200: StockPage}, (400,), PAGING)
+    getting = Operation("See a SKU", one, (400,), (sku,))
     return [
-        Endpoint("GET", "/stock", api.list_stock, listing),
-        Endpoint("GET", "/stock/{sku}", api.get_stock, Operation("See a SKU", one, (400,), (sku,))),
+        Endpoint("GET", "/stock", api.list_stock, listing, allows=Scope.STOREFRONT),
+        Endpoint("GET", "/stock/{sku}", api.get_stock, getting, allows=Scope.STOREFRONT),
         Endpoint(
             "PUT",
             "/stock/{sku}",

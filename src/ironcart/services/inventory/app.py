@@ -43,4 +43,8 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
     )
 
 
-SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build, MEMORY)
+TABLES = {
+    "stock": "SELECT, INSERT, UPDATE",
+    "reservations": "SELECT, INSERT, UPDATE",
+}
+SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build, MEMORY, TABLES)

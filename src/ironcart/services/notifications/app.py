@@ -36,7 +36,7 @@ from ironcart.toolkit.database import Database
 from ironcart.toolkit.lifecycle import Service, Wiring
 from ironcart.toolkit.loop import Chassis, Subscription
 from ironcart.toolkit.outcomes import Poison
-from ironcart.toolkit.vault import Contact, Vault
+from ironcart.toolkit.vault import Contact, Vault, key_ring
 
 NAME = "notifications"
 ORDERS = durable(NAME, "ORDERS", (OrderConfirmed, OrderRejected, OrderCancelled))
@@ -49,6 +49,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     vault_database_url: str
     master_key: str
+    master_keys_old: str = ""
     smtp_url: str
     mail_from: str = "orders@ironcart.example"
     webhooks_allow_private: bool = False
@@ -72,7 +73,8 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
         f"{NAME}/vault",
         connections_max=VAULT_CONNECTIONS_MAX,
     )
-    vault = Vault(keys, settings.master_key)
+    master_keys = key_ring(settings.master_key, settings.master_keys_old)
+    vault = Vault(keys, *master_keys)
     # Mails are written one by one, but the keys to their contacts are read together.
     contacts: Collector[tuple[str, str], Contact | Poison] = Collector(
         vault.decrypt, batch_max=CONTACTS_AT_ONCE_MAX
@@ -80,7 +82,7 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
     stationery = Stationery(settings.mail_from)
     mailer = Mailer(mail_server(settings.smtp_url), stationery.sender)
     mails: NoticeJobs = NoticeJobs(
-        Telling(mailer, stationery, contacts.submit, hash_key(settings.master_key)),
+        Telling(mailer, stationery, contacts.submit, hash_key(master_keys[0])),
         chassis.database,
         chassis.history,
         chassis.outbox,
@@ -89,7 +91,7 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
         calls_max=LETTERS_AT_ONCE_MAX,
     )
     private = settings.webhooks_allow_private
-    posting, box = Webhooks(allow_private=private), SecretBox(settings.master_key)
+    posting, box = Webhooks(allow_private=private), SecretBox(*master_keys)
     deliveries: WebhookJobs = WebhookJobs(
         Delivering(posting, box),
         chassis.database,
@@ -111,4 +113,9 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
     )
 
 
-SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build, MEMORY)
+TABLES = {
+    "notifications": "SELECT, INSERT, UPDATE",
+    "webhook_endpoints": "SELECT, INSERT, UPDATE, DELETE",
+    "vault.keys": "SELECT",
+}
+SERVICE = Service(NAME, subjects_of(NAME), (ORDERS,), Settings, build, MEMORY, TABLES)

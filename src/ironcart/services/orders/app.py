@@ -50,7 +50,7 @@ from ironcart.toolkit.lifecycle.service import Loop
 from ironcart.toolkit.loop import Chassis, Subscription
 from ironcart.toolkit.loop.rounds import Rounds
 from ironcart.toolkit.outcomes import Unavailable
-from ironcart.toolkit.vault import Vault
+from ironcart.toolkit.vault import Vault, key_ring
 
 NAME = "orders"
 ORDERS = durable(NAME, "ORDERS", (OrderCreated,))
@@ -82,6 +82,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     vault_database_url: str
     master_key: str
+    master_keys_old: str = ""
     currency: Annotated[str, Meta(pattern=f"^({'|'.join(CURRENCIES)})$")] = CURRENCY_DEFAULT
     orders_expire_after_s: Annotated[float, Meta(ge=0, le=365 * 86_400)] = 0.0
     orders_in_hand_max: Annotated[int, Meta(ge=1, le=100_000)] = IN_HAND_MAX
@@ -109,7 +110,7 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
     changes, doorstep, limits = Changes(), Doorstep(), settings.limits
     giving_way = GiveWay()
     vault_database = Database(settings.vault_database_url, "vault", f"{NAME}/vault")
-    vault = Vault(vault_database, settings.master_key)
+    vault = Vault(vault_database, *key_ring(settings.master_key, settings.master_keys_old))
 
     collector: Collector[Request, Verdict] = Collector(
         accepting(chassis, vault, giving_way, lambda: door),
@@ -228,4 +229,10 @@ def _log_conflict(order_id: str, event: str) -> None:
     )
 
 
-SERVICE = Service(NAME, subjects_of(NAME), (ORDERS, INVENTORY, PAYMENTS), Settings, build, MEMORY)
+TABLES = {
+    "orders": "SELECT, INSERT, UPDATE",
+    "idempotency_keys": "SELECT, INSERT",
+    "vault.keys": "SELECT, INSERT",
+}
+DURABLES = (ORDERS, INVENTORY, PAYMENTS)
+SERVICE = Service(NAME, subjects_of(NAME), DURABLES, Settings, build, MEMORY, TABLES)

@@ -52,8 +52,7 @@ def fold_one(order: Order | None, fact: OwnFact, currency: str) -> Order | None:
     if isinstance(data, OrderCreated):
         if order is not None and order.status is not None:
             return order
-        begun = begin(order, data, fact.envelope.trace_id, currency)
-        return begun if data.request is None else replace(begun, caller=data.request.caller)
+        return begin(order, data, fact.envelope.trace_id, currency)
     if order is None or order.status is None:
         if isinstance(data, OrderCancellationRequested):
             return None
@@ -112,10 +111,12 @@ async def fold(facts: Sequence[OwnFact], connection: Connection) -> None:
     )
 
 
-# Reserved or not is inventory's to tell, and how a cancelled one was paid payments'.
+# Reserved or not is inventory's to tell, and how a cancelled one was paid payments'. Who placed an
+# order is told where authentication was on, and such callers have a colon in their names.
 _COMPARED = """
 SELECT order_id, CASE WHEN status IN ('pending', 'reserved') THEN 'open' ELSE status END AS status,
-       version, customer_id, amount_minor, currency, items, payment_method, contact, reason
+       version, customer_id, amount_minor, currency, items, payment_method, contact, reason,
+       CASE WHEN caller LIKE '%:%' THEN caller END AS placed_by
 FROM {schema}.orders WHERE status IS NOT NULL
 """
 STREAM, _KINDS = OWNERS["orders"]

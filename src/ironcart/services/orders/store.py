@@ -46,6 +46,11 @@ class Key(Struct, frozen=True):
         """What of a key is told with its order, and is left of it when a database was lost."""
         return hashlib.sha256(f"{self.caller}\n{self.key}".encode()).hexdigest()
 
+    @property
+    def kept(self) -> str:
+        """How a key is kept: by its digest, for callers write what they like into it."""
+        return self.key if self.key.startswith(REMEMBERED) else REMEMBERED + self.digest
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -56,7 +61,8 @@ class Told:
     body: bytes
 
 
-# What a key begins with when only its digest is known: no caller's key has such a character.
+# What the digest of a key begins with: no caller's key has such a character. Older rows have the
+# key as it came.
 REMEMBERED = "\x01"
 _COLUMNS = (
     "order_id, caller, customer_id, state, status, amount_minor, currency, items,"
@@ -69,6 +75,10 @@ _PHASES = {"pending": "open", "reserved": "open"}
 _FILTERS = (
     "($1::text IS NULL OR (status = $1 AND phase = $6)) AND ($2::text IS NULL OR customer_id = $2)"
 )
+
+
+# As the index has it, in which callers who were asked for no key are not.
+_PLACED_BY = " AND caller = $7 AND caller LIKE '%:%'"
 
 
 class Store:
@@ -176,7 +186,7 @@ class Store:
 
         Another transaction with the same key is waited for.
         """
-        keys = sorted(keys, key=lambda key: (key.caller, key.key))
+        keys = sorted(keys, key=lambda key: (key.caller, key.kept))
         rows = await self._connection.fetch(
             _CLAIM,
             [key.caller for key in keys],
@@ -184,17 +194,18 @@ class Store:
             [key.fingerprint for key in keys],
             [key.order_id for key in keys],
             [key.answer for key in keys],
-            [REMEMBERED + key.digest for key in keys],
+            [key.kept for key in keys],
         )
-        return {(row["caller"], row["key"]) for row in rows}
+        taken = {(row["caller"], row["key"]) for row in rows}
+        return {(key.caller, key.key) for key in keys if (key.caller, key.kept) in taken}
 
     async def keys(self, wanted: Collection[Key]) -> dict[tuple[str, str], Key]:
-        """Read idempotency keys that were taken before, also those of which a digest is left."""
+        """Read idempotency keys that were taken before, also those kept as they came."""
         rows = await self._connection.fetch(
             _KEYS,
             [key.caller for key in wanted],
             [key.key for key in wanted],
-            [REMEMBERED + key.digest for key in wanted],
+            [key.kept for key in wanted],
         )
         return {(row["caller"], row["key"]): Key(*row) for row in rows}
 
@@ -214,11 +225,14 @@ class Store:
         customer_id: str | None,
         before: tuple[datetime, str] | None,
         limit: int,
+        placed_by: str | None = None,
     ) -> list[Order]:
-        """Read orders newest first, before a position."""
+        """Read orders newest first, before a position; all, or those of one caller."""
         at, order_id = before or (None, None)
-        rows = await self._connection.fetch(
-            f"SELECT {_COLUMNS} FROM orders WHERE status IS NOT NULL AND {_FILTERS}"  # noqa: S608
+        whose = ("", ()) if placed_by is None else (_PLACED_BY, (placed_by,))
+        # What is put in is one of two constants.
+        rows = await self._connection.fetch(  # nosemgrep: no-statement-made-of-values
+            f"SELECT {_COLUMNS} FROM orders WHERE status IS NOT NULL AND {_FILTERS}{whose[0]}"  # noqa: S608 - constants
             " AND ($3::timestamptz IS NULL OR (created_at, order_id) < ($3, $4::text))"
             " ORDER BY created_at DESC, order_id DESC LIMIT $5",
             status,
@@ -227,6 +241,7 @@ class Store:
             order_id,
             limit,
             _PHASES.get(status, status) if status else None,
+            *whose[1],
         )
         return [Order(*row) for row in rows]
 
@@ -243,17 +258,17 @@ class Store:
 
 _CLAIM = """
 INSERT INTO idempotency_keys (caller, key, fingerprint, order_id, answer)
-SELECT u.caller, u.key, u.fingerprint, u.order_id, u.answer
+SELECT u.caller, u.kept, u.fingerprint, u.order_id, u.answer
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::bytea[], $6::text[])
-  AS u(caller, key, fingerprint, order_id, answer, digest)
-WHERE NOT EXISTS (SELECT 1 FROM idempotency_keys r WHERE r.caller = u.caller AND r.key = u.digest)
-ORDER BY u.caller, u.key
+  AS u(caller, key, fingerprint, order_id, answer, kept)
+WHERE NOT EXISTS (SELECT 1 FROM idempotency_keys r WHERE r.caller = u.caller AND r.key = u.key)
+ORDER BY u.caller, u.kept
 ON CONFLICT DO NOTHING RETURNING caller, key
 """
 _KEYS = """
 SELECT k.caller, u.key, k.fingerprint, k.order_id, k.answer FROM idempotency_keys k
-JOIN unnest($1::text[], $2::text[], $3::text[]) AS u(caller, key, digest)
-  ON k.caller = u.caller AND k.key = ANY(ARRAY[u.key, u.digest])
+JOIN unnest($1::text[], $2::text[], $3::text[]) AS u(caller, key, kept)
+  ON k.caller = u.caller AND k.key = ANY(ARRAY[u.key, u.kept])
 """
 
 

@@ -176,4 +176,10 @@ def _count_processed(payment: Payment, age_s: float) -> None:
     )
 
 
-SERVICE = Service(NAME, subjects_of(NAME), (ORDERS, INVENTORY), Settings, build, MEMORY)
+TABLES = {
+    "payments": "SELECT, INSERT, UPDATE",
+    "refunds": "SELECT, INSERT",
+    "webhooks": "INSERT",
+    "reconciler": "SELECT, UPDATE",
+}
+SERVICE = Service(NAME, subjects_of(NAME), (ORDERS, INVENTORY), Settings, build, MEMORY, TABLES)

@@ -5,6 +5,9 @@ nats-py closes for good on most server errors: then `closed` is set and the proc
 
 import asyncio
 import contextlib
+import logging
+import time
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +26,8 @@ from nats.errors import (
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.broker.wire import WireClient
 from ironcart.toolkit.outcomes import IroncartError, Refused, Unavailable
+from ironcart.toolkit.permissions import inbox_of
+from ironcart.toolkit.tls import Tls
 
 CONNECT_TIMEOUT_S = 2
 RECONNECT_WAIT_S = 0.5
@@ -34,6 +39,11 @@ CATCH_UP_TIMEOUT_S = 2.0
 # nats-py goes deaf when a ping is answered that nobody waits for any more. Long before this is over
 # its connection is found to be stale, and the answers that it owes are forgotten.
 PING_TIMEOUT_S = 600
+# Longer than whatever is refused takes to be tried again.
+FORBIDDEN_KEPT_S = 120.0
+FORBIDDEN_SUBJECTS_KEPT_MAX = 100
+NEVER = float("-inf")
+PERMISSIONS_ERR = "permissions violation"
 
 NOT_NOW = (
     TimeoutError,
@@ -43,6 +53,9 @@ NOT_NOW = (
     ConnectionReconnectingError,
     OSError,
 )
+
+
+REMEDY = "give this user what `ironcart permissions` prints"
 
 
 class BrokerError(IroncartError):
@@ -64,13 +77,18 @@ class Outgoing(Struct, frozen=True):
 
 
 class Broker:
-    """The connection; while it is away requests raise `Unavailable` and nothing is buffered."""
+    """The connection; while it is away requests raise `Unavailable` and nothing is buffered.
 
-    def __init__(self, url: str, name: str) -> None:
-        self._url, self._name = url, name
+    It is the user that the address names. With `tls` both ends show a certificate, before anything
+    else is said; a broker that speaks plainly is never told the password.
+    """
+
+    def __init__(self, url: str, name: str, tls: Tls | None = None) -> None:
+        self._url, self._name, self._tls = url, name, tls
         self.client = WireClient()
         self._lost: asyncio.Future[IroncartError] | None = None
         self._closing = False
+        self._forbidden: dict[str, float] = {}  # what the broker forbade, and when it was last said
         self._pings: set[asyncio.Future[None]] = set()
 
     async def connect(self) -> None:
@@ -79,11 +97,14 @@ class Broker:
         Cancel it to give up. The address may list several servers, separated by commas.
         """
         self._lost = asyncio.get_running_loop().create_future()
+        logging.getLogger("asyncio").addFilter(_is_no_matter_of_ssl)
         connecting = asyncio.ensure_future(
             self.client.connect(
                 servers=self._url.split(","),
                 name=self._name,
-                inbox_prefix=f"_INBOX_{self._name.partition('/')[0]}".encode(),
+                inbox_prefix=inbox_of(self._user()).encode(),
+                tls=None if self._tls is None else self._tls.client,
+                tls_handshake_first=self._tls is not None,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # it is slept
                 connect_timeout=CONNECT_TIMEOUT_S,
@@ -110,12 +131,41 @@ class Broker:
         finally:
             connecting.cancel()
 
+    def _user(self) -> str:
+        try:
+            named = urllib.parse.urlsplit(self._url.partition(",")[0]).username
+        except ValueError:  # Connecting says so.
+            named = None
+        return named or self._name.partition("/")[0]
+
     async def _on_error(self, error: Exception) -> None:
         # An exception in here would leave the client deaf: only log, and note a refusal.
         text = str(error) or type(error).__name__
+        if PERMISSIONS_ERR in text:
+            self._note_forbidden(text)
+            return
         structlog.get_logger().warning("Broker error", error=text)
         if "authorization" in text.lower():
             self._lose(Refused("the broker refuses the credentials in IRONCART_NATS_URL"))
+
+    def _note_forbidden(self, text: str) -> None:
+        """Say it once for each subject and while; unready for as long, so that somebody looks."""
+        now = time.monotonic()
+        telemetry.broker_forbidden.inc()
+        known = now - self._forbidden.pop(text, NEVER) < FORBIDDEN_KEPT_S
+        self._forbidden[text] = now
+        if len(self._forbidden) > FORBIDDEN_SUBJECTS_KEPT_MAX:
+            del self._forbidden[next(iter(self._forbidden))]
+        if not known:
+            structlog.get_logger().error("The broker forbids this", error=text)
+        if f"{PERMISSIONS_ERR} for subscription" in text:
+            self._lose(Refused(f"the broker lets us hear nothing: {text}; {REMEDY}"))
+
+    @property
+    def forbids(self) -> bool:
+        """Whether the broker has refused something for want of permission, not long ago."""
+        last = next(reversed(self._forbidden.values()), NEVER)
+        return time.monotonic() - last < FORBIDDEN_KEPT_S
 
     async def _on_disconnect(self) -> None:
         telemetry.broker_connected.set(0)
@@ -194,6 +244,11 @@ class Broker:
         body = b"" if request is None else msgspec.json.encode(request)
         reply = await self.request(f"$JS.API.{subject}", body)
         return answer(reply)
+
+
+def _is_no_matter_of_ssl(record: logging.LogRecord) -> bool:
+    """nats-py's connection answers the end of a stream as if there were no TLS, to no effect."""
+    return "eof_received" not in str(record.msg)
 
 
 def answer(reply: Msg) -> dict[str, Any]:

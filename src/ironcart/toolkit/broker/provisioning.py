@@ -1,10 +1,10 @@
-"""Make streams and durable consumers as declared, and compare what is there with it."""
+"""Make streams and durable consumers as declared, compare what is there with it, start one over."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ironcart.toolkit.broker.connection import Broker, BrokerError
-from ironcart.toolkit.outcomes import Refused
+from ironcart.toolkit.outcomes import Refused, Unavailable
 from ironcart.toolkit.topology import Durable, Stream, difference
 
 STREAM_NOT_FOUND = 10059
@@ -80,6 +80,20 @@ async def consumer_exists(broker: Broker, stream: str, durable: str) -> bool:
     """Say whether a stream has this consumer; raises `Unavailable` when nobody can tell."""
     found = await _config(broker, f"CONSUMER.INFO.{stream}.{durable}", CONSUMER_NOT_FOUND)
     return found is not None
+
+
+async def start_over(broker: Broker, durable: Durable) -> None:
+    """Have everything delivered again, from the first message on; safe to repeat.
+
+    What is in hand is delivered once more, too. Raises `Unavailable` when there is none.
+    """
+    try:
+        await broker.api(f"CONSUMER.RESET.{durable.stream}.{durable.name}", {"seq": 1})
+    except BrokerError as error:
+        if error.err_code != CONSUMER_NOT_FOUND:
+            raise
+        where = f"consumer {durable.name} of {durable.stream}"
+        raise Unavailable(f"{where} is missing: run `ironcart provision`") from error
 
 
 Call = tuple[str, dict[str, Any]]

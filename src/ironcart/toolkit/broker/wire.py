@@ -19,7 +19,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, CRLF_SIZE, Parser
 Listener = Callable[[str, str, bytes, Mapping[str, str]], None]
 # What stands before the headers of a message: NATS/1.0 and a line break.
 _VERSION_BYTES = 10
-_SPACE = ord(" ")
+_STATUS = b"NATS/1.0 "
 # Names of headers that are known to be good.
 NAMES_KEPT_MAX = 256
 # Subject, subscription, reply subject, bytes of headers, bytes of headers and body.
@@ -74,11 +74,19 @@ class WireClient(Client):
             found = await self._process_headers(headers) if status else read_headers(headers)
             await self._tell(hear, subject, reply, data, found or {})
 
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        """Read headers as nats-py does; what whoever published made of them must end no reading."""
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, UnicodeDecodeError):
+            return None
+
     async def _tell(
         self, hear: Listener, subject: bytes, reply: bytes, body: bytes, headers: Mapping[str, str]
     ) -> None:
         try:
-            hear(subject.decode(), reply.decode(), body, headers)
+            # A broker takes any bytes for a subject, and delivers them again until they are acked.
+            hear(subject.decode(errors="replace"), reply.decode(), body, headers)
         except Exception as error:  # noqa: BLE001 - or nothing would be read any more
             await self._error_cb(error)
 
@@ -93,6 +101,12 @@ class _Parser(Parser):
     nc: WireClient
 
     async def parse(self, data: bytes = b"") -> None:
+        try:
+            await self._parse(data)
+        except ValueError as error:  # The client would stop reading, and never connect anew.
+            raise errors.ProtocolError("what came is no NATS protocol") from error
+
+    async def _parse(self, data: bytes) -> None:
         at = 0
         while at < len(data):
             end = 0
@@ -110,7 +124,7 @@ class _Parser(Parser):
 
 def _is_status(data: bytes, headers_at: int) -> bool:
     """Whether these headers tell a status, which has its own way of being written."""
-    return data[headers_at + _VERSION_BYTES - 2] == _SPACE
+    return data.startswith(_STATUS, headers_at)
 
 
 def read_headers(raw: bytes) -> dict[str, str]:

@@ -13,8 +13,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ironcart.toolkit import telemetry
+from ironcart.toolkit.http.front import Front
 from ironcart.toolkit.http.problems import RETRY_AFTER_S_MIN, Problem, retry_after
-from ironcart.toolkit.http.routes import BODY_BYTES_MAX, TICKET, Front
+from ironcart.toolkit.http.routes import BODY_BYTES_MAX, PASS
 
 # Request line and headers together.
 HEAD_BYTES_MAX = 16 * 1024
@@ -217,17 +218,18 @@ class Connection(HttpToolsProtocol):
         """The head has arrived: the app may begin, unless it is refused at the door."""
         self._in_head = False
         plain = self.url.startswith(b"/") and b"%" not in self.url
-        if plain and self._is_idle():  # Else the app's own door is asked.
+        if plain and self._is_idle():  # Else the app itself asks.
             method, path = self.parser.get_method().decode(), self.url.partition(b"?")[0]
-            caller = self.client[0] if self.client else ""
-            found = self._front.enter(method, path.decode("latin-1"), caller)
+            address = self.client[0] if self.client else ""
+            found = self._front.enter(method, path.decode("latin-1"), self.headers, address)
             if isinstance(found, Problem):
+                self._turned_away = found
                 if self.expect_100_continue:  # The body is not sent before it is asked for.
                     self._refuse_with(found)
                     raise _RefusedError
-                self._turned_away = found
                 return
-            self.scope[TICKET] = found  # type: ignore[literal-required]
+            if found is not None:
+                self.scope[PASS] = found  # type: ignore[literal-required]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -7,13 +7,39 @@ from typing import Any
 
 import msgspec
 
+from ironcart.toolkit.http.access import Scope
 from ironcart.toolkit.http.problems import PROBLEM_TYPE, ProblemBody
 
 OPENAPI_VERSION = "3.1.0"
 UNAVAILABLE = 503
 # What any request may meet: too slow, too many headers, not now.
 ALWAYS = (408, 431, UNAVAILABLE)
+# What any may meet that needs a key: who it is from, what that may do, and how much of it.
+GUARDED = (401, 403, 429)
 _REFERENCE = "#/components/schemas/{name}"
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, or a token of the OIDC issuer; an operator's does for everything",
+}
+_HEADERS = {
+    "WWW-Authenticate": {"description": "RFC 6750", "schema": {"type": "string"}},
+    "Retry-After": {"description": "seconds", "schema": {"type": "integer"}},
+    "RateLimit-Policy": {
+        "description": "how many requests (q) within how many seconds (w)",
+        "schema": {"type": "string"},
+    },
+    "RateLimit": {
+        "description": "how many are left (r), and the seconds until all are back (t)",
+        "schema": {"type": "string"},
+    },
+}
+_SAID_WITH = {
+    401: ("WWW-Authenticate",),
+    403: ("WWW-Authenticate",),
+    429: ("Retry-After", "RateLimit-Policy", "RateLimit"),
+    UNAVAILABLE: ("Retry-After",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +75,27 @@ class Operation:
 
 
 def document(
-    service: str, version: str, operations: Sequence[tuple[str, str, Operation]]
+    service: str,
+    version: str,
+    operations: Sequence[tuple[str, str, Operation, Scope | None]],
 ) -> dict[str, Any]:
-    """Write the document for `(method, path, operation)` triples."""
+    """Write the document for `(method, path, operation, scope that is needed)`; None needs none."""
     kinds: list[Any] = [ProblemBody]
-    for _, _, operation in operations:
+    for _, _, operation, _ in operations:
         kinds += [kind for kind in (operation.body, *operation.answers.values()) if kind]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
     by_kind = dict(zip([id(kind) for kind in kinds], schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, operation in operations:
-        paths.setdefault(path, {})[method.lower()] = _operation(operation, by_kind)
+    for method, path, operation, needed in operations:
+        paths.setdefault(path, {})[method.lower()] = _operation(operation, by_kind, needed)
     return {
         "openapi": OPENAPI_VERSION,
         "info": {"title": f"Ironcart {service}", "version": version},
         "paths": paths,
-        "components": {"schemas": _portable(components)},
+        "components": {
+            "schemas": _portable(components),
+            "securitySchemes": {"bearer": _BEARER},
+        },
     }
 
 
@@ -87,19 +118,26 @@ def _portable(schema: Any) -> Any:
     return schema
 
 
-def _operation(operation: Operation, by_kind: Mapping[int, Any]) -> dict[str, Any]:
+def _operation(
+    operation: Operation, by_kind: Mapping[int, Any], allows: Scope | None
+) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     for status, kind in operation.answers.items():
         answers[str(status)] = _answer(status, kind, operation, by_kind)
-    for status in sorted({*operation.problems, *ALWAYS}):
+    guarded = () if allows is None else GUARDED
+    for status in sorted({*operation.problems, *ALWAYS, *guarded}):
         answers[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "content": {PROBLEM_TYPE: {"schema": by_kind[id(ProblemBody)]}},
         }
-    answers[str(UNAVAILABLE)]["headers"] = {
-        "Retry-After": {"description": "seconds", "schema": {"type": "integer"}}
+        if names := _SAID_WITH.get(status):
+            answers[str(status)]["headers"] = {name: _HEADERS[name] for name in names}
+    enough = sorted({allows, Scope.OPERATOR}) if allows is not None else []
+    found: dict[str, Any] = {
+        "summary": operation.summary,
+        "security": [{"bearer": [scope]} for scope in enough],
+        "responses": answers,
     }
-    found: dict[str, Any] = {"summary": operation.summary, "responses": answers}
     if operation.parameters:
         found["parameters"] = [
             {

@@ -11,8 +11,9 @@ from typing import Any
 import uvicorn
 
 from ironcart.toolkit.http.connection import CONNECTIONS_MAX, Connection, Room
-from ironcart.toolkit.http.routes import Front
+from ironcart.toolkit.http.front import Front
 from ironcart.toolkit.outcomes import Refused
+from ironcart.toolkit.tls import Tls
 
 CONNECTIONS_WAITING_MAX = 2_048
 KEEP_ALIVE_S = 75
@@ -35,9 +36,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves an app until `finish`; signals belong to the lifecycle, not to uvicorn."""
+    """Serves an app until `finish`, over HTTPS with `tls`; signals belong to the lifecycle."""
 
-    def __init__(self, app: Front, taken: socket.socket, drain_s: float) -> None:
+    def __init__(
+        self, app: Front, taken: socket.socket, drain_s: float, tls: Tls | None = None
+    ) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = Room(max(1, min(CONNECTIONS_MAX, files - FILES_RESERVED)))
         protocol: Any = partial(Connection, room=room, front=app)
@@ -58,6 +61,8 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=max(1, int(drain_s * REQUESTS_SHARE_OF_DRAIN)),
             )
         )
+        self.config.load()
+        self.config.ssl = None if tls is None else tls.server
         self._taken = taken
         self._over = asyncio.Event()
 

@@ -18,12 +18,13 @@ from litestar import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ironcart import __version__
-from ironcart.toolkit import settings, telemetry
+from ironcart.toolkit import settings, telemetry, tls
 from ironcart.toolkit.broker import Broker, BrokerError
 from ironcart.toolkit.database import STARTED_AT, Database
 from ironcart.toolkit.history import History, Outbox
 from ironcart.toolkit.http import Endpoint, Server, application, json_response, listen
 from ironcart.toolkit.http.routes import Answer, Call
+from ironcart.toolkit.lifecycle.renewal import renew
 from ironcart.toolkit.lifecycle.service import Loop, Service, Settings
 from ironcart.toolkit.lifecycle.start import check_consumers, check_database, check_sync
 from ironcart.toolkit.loop import Chassis, Consumer, Releases
@@ -53,6 +54,7 @@ def run(service: Service, environ: Mapping[str, str]) -> int:
     each."""
     telemetry.configure_logging(service.name, "info")
     try:
+        environ = tls.verified(environ, service.name)
         shared, own = settings.load_all((Settings, service.settings), environ, service.name)
         telemetry.configure_logging(service.name, shared.log_level)
         gc.freeze()  # What has been loaded stays.
@@ -72,6 +74,8 @@ class _Life:
     ) -> None:
         self._service, self._settings = service, shared
         self._state = _State()
+        self._gate = shared.gate()
+        self._tls = tls.find(environ, service.name)
         self._tracing = telemetry.Tracing(service.name, environ)
         who = f"{service.name}/{socket.gethostname()}-{os.getpid()}"
         self._database = Database(shared.database_url, service.name, who, guarded=True)
@@ -87,7 +91,7 @@ class _Life:
         self._unguarded = Database(
             shared.database_url, service.name, f"{who}/recovery", connections_max=3
         )
-        self._broker = Broker(shared.nats_url, who)
+        self._broker = Broker(shared.nats_url, who, self._tls)
         self._outbox = Outbox(self._broker, self._marks)
         history = History(service.name, service.subjects)
         self._recovery = Recovery(
@@ -106,8 +110,8 @@ class _Life:
     async def run(self) -> int:
         taken = listen(self._settings.host, self._settings.port)
         endpoints = [*self._wiring.endpoints, *self._vital_signs()]
-        app = application(self._service.name, __version__, endpoints, self._tracing)
-        server = Server(app, taken, self._settings.drain_timeout_s)
+        app = application(self._service.name, __version__, endpoints, self._tracing, self._gate)
+        server = Server(app, taken, self._settings.drain_timeout_s, self._tls)
         asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -131,6 +135,10 @@ class _Life:
 
                 begin(server.run_until_finished)
                 begin(self._watch_database)
+                if self._gate is not None:
+                    begin(self._gate.watch)
+                if self._tls is not None:
+                    begin(partial(renew, self._tls))
                 for run in (self._outbox.run_fast_path, *self._wiring.background):
                     begin(run)
                 await self._start()
@@ -282,21 +290,22 @@ class _Life:
             )
 
         return [
-            Endpoint("GET", "/health", health),
-            Endpoint("GET", "/ready", ready),
-            Endpoint("GET", "/metrics", metrics),
+            Endpoint("GET", "/health", health, allows=None),
+            Endpoint("GET", "/ready", ready, allows=None),
+            Endpoint("GET", "/metrics", metrics, allows=None),
         ]
 
     def _ready(self) -> tuple[bool, dict[str, str]]:
         state = self._state
-        jetstream = self._broker.connected
+        jetstream, forbids = self._broker.connected, self._broker.forbids
         checks = {
             "start": "ok" if state.started else f"waiting for {state.waiting_for}",
             "database": "ok" if state.database else "down",
-            "jetstream": "ok" if jetstream else "down",
+            "jetstream": ("forbids what we need" if forbids else "ok") if jetstream else "down",
             "drain": "draining" if state.draining.is_set() else "ok",
         }
-        enough = jetstream or self._wiring.accepts_without_broker
+        # Nothing but a person mends a missing permission, so nobody may overlook it.
+        enough = not forbids and (jetstream or self._wiring.accepts_without_broker)
         return (
             state.started and state.database and enough and not state.draining.is_set(),
             checks,

@@ -58,7 +58,7 @@ async def _varz(monitor_url: str) -> dict[str, Any] | None:
         timeout = aiohttp.ClientTimeout(total=MONITOR_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"{monitor_url}/varz") as answer,
+            session.get(f"{monitor_url}/varz", allow_redirects=False) as answer,
         ):
             found: dict[str, Any] = await answer.json()
             return found

@@ -9,8 +9,8 @@ import msgspec
 import structlog
 
 from ironcart.toolkit import telemetry
-from ironcart.toolkit.broker import Broker, BrokerError
-from ironcart.toolkit.broker.provisioning import CONSUMER_NOT_FOUND, ensure
+from ironcart.toolkit.broker import Broker
+from ironcart.toolkit.broker.provisioning import start_over
 from ironcart.toolkit.broker.reader import Extent, Stored, extent, read
 from ironcart.toolkit.database import Connection, Database
 from ironcart.toolkit.envelope import decode, event_id
@@ -274,12 +274,7 @@ class Recovery:
         until = {}
         for durable in self._durables:
             until[durable.stream] = (await extent(self._broker, durable.stream)).last_seq
-            try:
-                await self._broker.api(f"CONSUMER.DELETE.{durable.stream}.{durable.name}")
-            except BrokerError as error:
-                if error.err_code != CONSUMER_NOT_FOUND:
-                    raise
-        await ensure(self._broker, [], self._durables, replicas=0, bytes_max=0)
+            await start_over(self._broker, durable)
         return until
 
 

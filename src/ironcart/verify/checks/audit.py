@@ -1,39 +1,12 @@
 """I8: the audit trail has every message of every stream, unchanged, in a chain that adds up."""
 
 import hashlib
-from dataclasses import dataclass
 
+from ironcart.verify.chain import Entry, genesis, link
 from ironcart.verify.checks.histories import Histories
 from ironcart.verify.facts import DEAD_LETTERS, Event, StreamFacts
 from ironcart.verify.findings import Faults, Finding
 from ironcart.verify.wire import key_of, read_event
-
-SEQ_BYTES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row of audit.entries with the hash of its link (None: it has no link)."""
-
-    stream: str
-    seq: int
-    subject: str
-    event_id: str
-    body: bytes
-    hash: bytes | None
-
-
-def genesis(stream: str) -> bytes:
-    """Return the hash every chain starts from."""
-    return hashlib.sha256(stream.encode()).digest()
-
-
-def link(previous: bytes, entry: Entry) -> bytes:
-    """Return the hash of an entry that follows `previous`."""
-    material = b"\0".join(
-        (entry.subject.encode(), entry.event_id.encode(), hashlib.sha256(entry.body).digest())
-    )
-    return hashlib.sha256(previous + entry.seq.to_bytes(SEQ_BYTES, "big") + material).digest()
 
 
 class Trail:

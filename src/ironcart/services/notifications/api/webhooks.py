@@ -1,5 +1,6 @@
 """Webhook endpoints over HTTP: register one, see them, take one away. A secret is shown once."""
 
+import urllib.parse
 import uuid
 from datetime import datetime
 from typing import Annotated
@@ -102,6 +103,8 @@ class Api:
         if not may_be_called(body.url, allow_private=self._allow_private):
             detail = "use http or https, a host that is reached from the internet, and no user"
             faults.append(Fault("/url", detail))
+        elif "@" in urllib.parse.unquote(body.url):
+            faults.append(Fault("/url", "leave the @ out: a URL is kept in the clear"))
         if body.secret is not None:
             try:
                 secret = read_secret(body.secret)

@@ -52,26 +52,28 @@ def read_secret(text: str) -> bytes:
 
 
 class SecretBox:
-    """Keeps secrets as ciphertext, under keys derived from the master key."""
+    """Keeps secrets as ciphertext, under keys derived from the master keys: the first one seals,
+    any of them opens."""
 
-    def __init__(self, master_key: str) -> None:
-        master = base64.b64decode(master_key)
-        self._key = AESGCM(_derived(master, b"ironcart notifications webhook secret"))
-        self._hash_key = _derived(master, b"ironcart notifications webhook url")
+    def __init__(self, *master_keys: str) -> None:
+        masters = [base64.b64decode(each) for each in master_keys]
+        secret = b"ironcart notifications webhook secret"
+        self._keys = [AESGCM(_derived(each, secret)) for each in masters]
+        self._hash_key = _derived(masters[0], b"ironcart notifications webhook url")
 
     def seal(self, endpoint_id: str, secret: bytes) -> bytes:
         """Encrypt the secret of one endpoint; for another it cannot be opened."""
         nonce = secrets.token_bytes(NONCE_BYTES)
-        return nonce + self._key.encrypt(nonce, secret, endpoint_id.encode())
+        return nonce + self._keys[0].encrypt(nonce, secret, endpoint_id.encode())
 
     def open(self, endpoint_id: str, sealed: bytes) -> bytes:
         """Decrypt the secret of an endpoint; raises `Unavailable` when the key is another."""
-        try:
-            return self._key.decrypt(
-                sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], endpoint_id.encode()
-            )
-        except (InvalidTag, ValueError) as error:
-            raise Unavailable("IRONCART_MASTER_KEY does not open this endpoint's secret") from error
+        for key in self._keys:
+            try:
+                return key.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], endpoint_id.encode())
+            except (InvalidTag, ValueError):
+                continue
+        raise Unavailable("IRONCART_MASTER_KEY does not open this endpoint's secret")
 
     def url_hash(self, url: str) -> str:
         """Stand for a URL where it must not be known: it may hold a token."""

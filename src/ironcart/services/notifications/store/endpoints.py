@@ -77,14 +77,14 @@ class EndpointStore:
     async def enabled(self) -> list[WebhookEndpoint]:
         """Read every endpoint that is to be told."""
         rows = await self._connection.fetch(
-            f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE disabled_at IS NULL"  # noqa: S608
+            f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE disabled_at IS NULL"  # noqa: S608 - constants
         )
         return [_endpoint(row) for row in rows]
 
     async def some(self, endpoint_ids: Collection[str]) -> dict[str, WebhookEndpoint]:
         """Read these endpoints, disabled ones included; a deleted one is left out."""
         rows = await self._connection.fetch(
-            f"SELECT {_COLUMNS} FROM webhook_endpoints"  # noqa: S608
+            f"SELECT {_COLUMNS} FROM webhook_endpoints"  # noqa: S608 - constants
             " WHERE endpoint_id = ANY($1::text[])",
             list(endpoint_ids),
         )
@@ -93,7 +93,7 @@ class EndpointStore:
     async def page(self, after: str, count_max: int) -> list[WebhookEndpoint]:
         """Read endpoints by id, after one."""
         rows = await self._connection.fetch(
-            f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE endpoint_id > $1"  # noqa: S608
+            f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE endpoint_id > $1"  # noqa: S608 - constants
             " ORDER BY endpoint_id LIMIT $2",
             after,
             count_max,

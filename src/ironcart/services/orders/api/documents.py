@@ -10,14 +10,17 @@ from ironcart.services.orders.handlers.accept import Accepted
 from ironcart.services.orders.handlers.check import PostItem, PostOrder
 from ironcart.services.orders.handlers.table import STATUSES
 from ironcart.toolkit.envelope import NAME_PATTERN
-from ironcart.toolkit.http import Endpoint, Operation, Parameter
+from ironcart.toolkit.http import Endpoint, Operation, Parameter, Scope
 from ironcart.toolkit.http.keys import KEY_PATTERN
 from ironcart.toolkit.http.routes import PAGING
+
+# A storefront sees and cancels the orders that it placed; what is another's is not there for it.
+SHOP = Scope.STOREFRONT
 
 
 def endpoints(api: Api) -> list[Endpoint]:
     """Every route, with its documentation and its door."""
-    text = {"type": "string"}
+    text, one = {"type": "string"}, "/orders/{order_id}"
     order_id = Parameter("order_id", "path", "the order", text | {"pattern": NAME_PATTERN})
     example = PostOrder(
         "C-1", [PostItem("SKU-1", 2, Decimal("19.99"))], CURRENCY_DEFAULT, email="a@b.example"
@@ -56,9 +59,9 @@ def endpoints(api: Api) -> list[Endpoint]:
     )
     getting = Operation("See an order", {200: OrderView}, (400, 404), (order_id,))
     return [
-        Endpoint("POST", "/orders", api.post_order, posting, api.door.enter),
-        Endpoint("GET", "/orders", api.list_orders, listing),
-        Endpoint("GET", "/orders/{order_id}", api.get_order, getting),
-        Endpoint("POST", "/orders/{order_id}/cancel", api.cancel_order, cancelling),
-        Endpoint("GET", "/orders/{order_id}/events", api.follow_order, following),
+        Endpoint("POST", "/orders", api.post_order, posting, api.door.enter, SHOP),
+        Endpoint("GET", "/orders", api.list_orders, listing, allows=SHOP),
+        Endpoint("GET", one, api.get_order, getting, allows=SHOP),
+        Endpoint("POST", f"{one}/cancel", api.cancel_order, cancelling, allows=SHOP),
+        Endpoint("GET", f"{one}/events", api.follow_order, following, allows=SHOP),
     ]

@@ -1,7 +1,7 @@
 """Following an order: who waits for its next change, and its events as a stream (SSE)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
 from prometheus_client import Gauge
@@ -16,6 +16,8 @@ from ironcart.toolkit.loop.rounds import Rounds
 # Another replica's changes are not heard here: look now and then, for everybody at once.
 LOOK_AGAIN_S = 0.5
 COMMENT_EVERY_S = 15.0
+# How often it is asked whether those who follow may still.
+ALLOWED_EVERY_S = 1.0
 # Those who follow an order, and those who wait for one with `Prefer: wait`.
 FOLLOWERS_MAX = 1_000
 
@@ -106,8 +108,13 @@ class Follower:
                 return order
         return await self._reads.find(order_id)
 
-    async def events(self, order: Order, after_version: int) -> AsyncIterator[bytes]:
-        """An order's events after a version, as they are told, until it has ended."""
+    async def events(
+        self, order: Order, after_version: int, allowed: Callable[[], bool]
+    ) -> AsyncIterator[bytes]:
+        """An order's events after a version, as they are told, until it has ended.
+
+        Also ends soon after whoever follows is not `allowed` to any more.
+        """
         base = view(order)
         with self._changes.following(order.order_id) as changed:
             while not self._draining.is_set():
@@ -126,8 +133,19 @@ class Follower:
                         return
                 if now is None or (now.status in TERMINAL and now.version <= after_version):
                     return
-                if not await _within(changed, COMMENT_EVERY_S):
+                if not await self._changed(changed, allowed):
+                    if not allowed():
+                        return
                     yield b": still here\n\n"
+
+    async def _changed(self, changed: asyncio.Event, allowed: Callable[[], bool]) -> bool:
+        """Wait for a change; False when it is time for a comment, or to end."""
+        for _ in range(round(COMMENT_EVERY_S / ALLOWED_EVERY_S)):
+            if await _within(changed, ALLOWED_EVERY_S):
+                return allowed()
+            if not allowed():
+                return False
+        return False
 
 
 async def _within(changed: asyncio.Event, seconds: float) -> bool:

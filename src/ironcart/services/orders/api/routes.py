@@ -21,7 +21,8 @@ from ironcart.services.orders.handlers.undo import cancel
 from ironcart.services.orders.store import Order
 from ironcart.toolkit.envelope import NAME_PATTERN
 from ironcart.toolkit.history import Cause
-from ironcart.toolkit.http import Fault, Problem, json_response
+from ironcart.toolkit.http import Fault, Problem, Scope, json_response
+from ironcart.toolkit.http.access import ANONYMOUS
 from ironcart.toolkit.http.keys import read_key
 from ironcart.toolkit.http.problems import retry_after
 from ironcart.toolkit.http.routes import Answer as HttpAnswer
@@ -38,9 +39,7 @@ from ironcart.toolkit.http.routes import (
 from ironcart.toolkit.loop import Chassis
 from ironcart.toolkit.outcomes import Unavailable
 
-# While authentication is off, everybody is this caller.
-CALLER = "anonymous"
-BY_CUSTOMER = "customer"
+BY_CUSTOMER, BY_OPERATOR = "customer", "operator"
 
 
 class Api:
@@ -78,7 +77,9 @@ class Api:
         key = read_key(request)
         draft = self._read(await json_body(request))
         trace = trace_of(request)
-        placing = Request(draft, CALLER, key, Cause(trace.trace_id, trace))
+        caller = request.caller
+        cause = Cause(trace.trace_id, trace)
+        placing = Request(draft, caller.id, key, cause, caller is not ANONYMOUS)
         try:
             # With a key, not knowing is safe: whoever asks again is told. Without one we wait for
             # the truth of a commit that has begun, which the database's own time-outs bound.
@@ -106,11 +107,13 @@ class Api:
 
     async def get_order(self, request: Call) -> HttpAnswer:
         """Show an order."""
-        return json_response(view(await self._find(read_name(request, "order_id"))))
+        return json_response(view(await self._find(request)))
 
-    async def _find(self, order_id: str) -> Order:
+    async def _find(self, request: Call) -> Order:
+        """Find the order of a path; what a caller does not see is not there."""
+        order_id = read_name(request, "order_id")
         order = await self._reads.find(order_id)
-        if order is None:
+        if order is None or not request.caller.sees(order.caller):
             raise Problem(404, f"there is no order {order_id}")
         return order
 
@@ -131,6 +134,7 @@ class Api:
                 customer_id=customer_id,
                 before=(position.created_at, position.order_id) if position else None,
                 limit=limit,
+                placed_by=None if request.caller.scope is Scope.OPERATOR else request.caller.id,
             )
         cursor = None
         if len(orders) == limit and (at := orders[-1].created_at) is not None:
@@ -141,6 +145,8 @@ class Api:
         """Ask for an order to be undone."""
         order_id = read_name(request, "order_id")
         trace = trace_of(request)
+        caller = request.caller
+        ordinary = caller is ANONYMOUS or caller.scope is not Scope.OPERATOR
         async with self._reads.place():
             order = await cancel(
                 order_id,
@@ -148,7 +154,8 @@ class Api:
                 history=self._chassis.history,
                 publish=self._chassis.outbox.hand_over,
                 cause=Cause(trace.trace_id, trace),
-                reason=BY_CUSTOMER,
+                reason=BY_CUSTOMER if ordinary else BY_OPERATOR,
+                by=caller,
             )
         if order is None:
             raise Problem(404, f"there is no order {order_id}")
@@ -159,12 +166,11 @@ class Api:
 
     async def follow_order(self, request: Call) -> HttpAnswer:
         """Stream an order's events (SSE) until it has ended."""
-        order = await self._find(read_name(request, "order_id"))
+        order = await self._find(request)
         if self._changes.full:
             raise Problem(503, "too many follow orders already", headers=retry_after(1.0))
         last = request.headers.get("last-event-id", "")
         after = int(last) if re.fullmatch("[0-9]{1,9}", last) else 0
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Stream(
-            self._follower.events(order, after), media_type="text/event-stream", headers=headers
-        )
+        told = self._follower.events(order, after, request.still_allowed)
+        return Stream(told, media_type="text/event-stream", headers=headers)

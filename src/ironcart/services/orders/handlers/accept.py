@@ -15,18 +15,22 @@ from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import Name, encode_json
 from ironcart.toolkit.history import Cause, Commit, History
 from ironcart.toolkit.outcomes import Fact, Refused
-from ironcart.toolkit.vault import Contact, Vault
+from ironcart.toolkit.vault import Contact, Sealed, Vault
 
 PENDING = "pending"
 
 
 class Request(Struct, frozen=True):
-    """One valid POST /orders; `key` is its idempotency key, if it has one."""
+    """One valid POST /orders; `key` is its idempotency key, if it has one.
+
+    `named` says that the caller was asked for a key, and so is somebody.
+    """
 
     draft: Draft
     caller: str
     key: str | None
     cause: Cause
+    named: bool = False
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -65,12 +69,22 @@ class _Prepared(Struct, frozen=True):
     body: bytes
 
 
-def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
+def fingerprint_of(draft: Draft, mark: bytes) -> bytes:
+    """What a repeat of a key has to agree with. The same order written otherwise, with other white
+    space say, is the same request.
+
+    The contact is in it by its mark: a plain hash of an address can be found by trying addresses.
+    """
+    if draft.contact is not None:
+        draft = msgspec.structs.replace(draft, contact=None)
+    return hashlib.sha256(encode_json(draft) + mark).digest()
+
+
+def prepare(request: Request, order_id: str, contact: Sealed | None) -> _Prepared:
     """Make everything that will be written if the request's key is free."""
     draft = request.draft
     amount = money(draft.amount_minor, draft.currency)
-    # The same order written otherwise, with other white space say, is the same request.
-    fingerprint = hashlib.sha256(encode_json(draft)).digest()
+    fingerprint = fingerprint_of(draft, contact.mark if contact else b"")
     body = encode_json(Accepted(order_id, PENDING, amount, draft.currency))
     key = requested = None
     if request.key is not None:
@@ -83,8 +97,9 @@ def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
         draft.currency,
         draft.items,
         draft.payment_method,
-        contact,
+        contact.text if contact else None,
         requested,
+        request.caller if request.named else None,
     )
     order = Order(
         order_id=order_id,
@@ -96,7 +111,7 @@ def prepare(request: Request, order_id: str, contact: str | None) -> _Prepared:
         currency=draft.currency,
         items=encode_json(draft.items),
         payment_method=draft.payment_method,
-        contact=contact,
+        contact=created.contact,
         reason=None,
         version=1,
         trace_id=request.cause.trace_id,
@@ -179,12 +194,14 @@ def _answer(each: _Prepared, known: dict[tuple[str, str], Key], is_new: bool) ->
     if each.key is None or is_new:
         return Answer(each.order.order_id, each.body)
     kept = known[each.key.caller, each.key.key]
-    if kept.fingerprint != each.key.fingerprint:
+    # As it was made once, contact and all, and is kept with older orders.
+    former = hashlib.sha256(encode_json(each.request.draft)).digest()
+    if kept.fingerprint not in (each.key.fingerprint, former):
         return KeyReused()
     return Answer(kept.order_id, kept.answer, replayed=True)
 
 
-async def _sealed(requests: Sequence[Request], vault: Vault) -> list[str | Unsealed | None]:
+async def _sealed(requests: Sequence[Request], vault: Vault) -> list[Sealed | Unsealed | None]:
     reachable = [
         (request.draft.customer_id, request.draft.contact)
         for request in requests
@@ -194,16 +211,18 @@ async def _sealed(requests: Sequence[Request], vault: Vault) -> list[str | Unsea
     return [None if request.draft.contact is None else next(sealed) for request in requests]
 
 
-async def _encrypted(contacts: Sequence[tuple[str, Contact]], vault: Vault) -> list[str | Unsealed]:
+async def _encrypted(
+    contacts: Sequence[tuple[str, Contact]], vault: Vault
+) -> list[Sealed | Unsealed]:
     """Encrypt what can be; the batch is halved until the damaged key stands alone."""
     try:
-        return [*await vault.encrypt(contacts)]
+        return [*await vault.seal(contacts)]
     except (Refused, ValueError):
         customers = sorted({customer for customer, _ in contacts})
         if len(customers) == 1:
             return [Unsealed()] * len(contacts)
         half = set(customers[: len(customers) // 2])
-        found: dict[int, str | Unsealed] = {}
+        found: dict[int, Sealed | Unsealed] = {}
         for in_half in (True, False):
             places = [at for at, (who, _) in enumerate(contacts) if (who in half) == in_half]
             sealed = await _encrypted([contacts[at] for at in places], vault)

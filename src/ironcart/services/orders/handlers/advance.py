@@ -62,7 +62,8 @@ def step(order: Order, event: Any, reason: str | None = None) -> tuple[Order, Fa
     if kind is None or order.status is None:
         return moved, None
     moved = replace(moved, version=order.version + 1)
-    return moved, Fact(order.order_id, moved.version, _data(kind, moved))
+    by = event.by if isinstance(event, Cancel) else None
+    return moved, Fact(order.order_id, moved.version, _data(kind, moved, by))
 
 
 def begin(early: Order | None, created: OrderCreated, trace_id: str, currency: str) -> Order:
@@ -72,7 +73,7 @@ def begin(early: Order | None, created: OrderCreated, trace_id: str, currency: s
     used = created.currency or currency
     return Order(
         order_id=created.order_id,
-        caller=ELSEWHERE,
+        caller=caller_of(created),
         customer_id=created.customer_id,
         state=after,
         status=STATUS[after],
@@ -85,6 +86,12 @@ def begin(early: Order | None, created: OrderCreated, trace_id: str, currency: s
         version=1,
         trace_id=trace_id,
     )
+
+
+def caller_of(created: OrderCreated) -> str:
+    """Who placed an order, as far as it is told."""
+    asked = None if created.request is None else created.request.caller
+    return created.placed_by or asked or ELSEWHERE
 
 
 def conflicts(order: Order, event: OrderCreated | StockReserved, currency: str) -> bool:
@@ -113,11 +120,11 @@ def _reason(order: Order, after: str, event: Any, given: str | None) -> str | No
     return order.reason or ("voided" if after.startswith("cancelled") else None)
 
 
-def _data(kind: type[Struct], order: Order) -> Struct:
+def _data(kind: type[Struct], order: Order, by: str | None = None) -> Struct:
     if kind is OrderCancellationRequested:
         ours = order.reason in (LATE_CHARGE, EXPIRED)
-        by = "orders" if ours else (order.caller or ELSEWHERE)
-        return OrderCancellationRequested(order.order_id, by, order.reason or "")
+        who = "orders" if ours else (by or order.caller or ELSEWHERE)
+        return OrderCancellationRequested(order.order_id, who, order.reason or "")
     assert order.amount_minor is not None
     assert order.currency is not None
     return kind(

@@ -25,8 +25,10 @@ from ironcart.events import (
 )
 
 
-class Cancel:
-    """Somebody asks over HTTP that the order be undone."""
+class Cancel(Struct, frozen=True):
+    """Somebody asks that the order be undone; `by` is who, where that is not who placed it."""
+
+    by: str | None = None
 
 
 EVENTS: Final[tuple[type, ...]] = (

@@ -7,6 +7,7 @@ from ironcart.services.orders.handlers.table import TERMINAL, Cancel
 from ironcart.services.orders.store import Order, Store
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.history import Cause, Commit, History
+from ironcart.toolkit.http.access import ANONYMOUS, Caller
 from ironcart.toolkit.outcomes import Fact
 from ironcart.toolkit.telemetry import context
 
@@ -21,8 +22,9 @@ async def cancel(
     publish: Callable[[Commit], object],
     cause: Cause,
     reason: str,
+    by: Caller,
 ) -> Order | None:
-    """Ask that an order be undone; None when there is none.
+    """Ask that an order be undone; None when there is none, or none that the caller sees.
 
     Idempotent. The order that is returned says what came of it: cancelling or cancelled, or, where
     it was too late, confirmed or rejected.
@@ -30,11 +32,11 @@ async def cancel(
     async with database.transaction() as connection:
         store = Store(connection)
         order = (await store.lock([order_id])).get(order_id)
-        if order is None or order.status is None:
+        if order is None or order.status is None or not by.sees(order.caller):
             return None
         if order.status in TERMINAL:
             return order
-        after, fact = step(order, Cancel(), reason)
+        after, fact = step(order, Cancel(None if by is ANONYMOUS else by.id), reason)
         commit: Commit | None = None
         if fact is not None:
             await store.move([after])

@@ -67,7 +67,9 @@ class _Connections(stripe.HTTPClient):
         **__: Any,
     ) -> tuple[Any, int, Mapping[str, str]]:
         """Send one request and read the whole answer."""
-        async with self._session.request(method, url, headers=headers, data=post_data) as answer:
+        async with self._session.request(
+            method, url, headers=headers, data=post_data, allow_redirects=False
+        ) as answer:
             return await answer.read(), answer.status, answer.headers
 
 

@@ -19,7 +19,8 @@ from ironcart.toolkit.database import Connection, Transaction
 from ironcart.toolkit.http import Fault, Problem
 from ironcart.toolkit.jobs import Jobs
 
-REASON_PATTERN = r"^[^\x00]{0,255}\Z"
+# It is kept for ever, and in the clear: a mail address has no place in it.
+REASON_PATTERN = r"^[^\x00@]{0,255}\Z"
 KEY_REUSED = "this Idempotency-Key was used with another body: use a new key"
 _NAMESPACE: Final = uuid.UUID("5b0c7c0e-2f0e-5d57-9f06-0c1d2b7f5a10")
 # A JSON number as it was written, without an exponent: floats never see money.
@@ -91,7 +92,7 @@ def read_refund(body: bytes) -> tuple[Decimal | None, str] | list[Fault]:
         except msgspec.MsgspecError:
             faults.append(Fault("/reason", "must be a string"))
         if not re.match(REASON_PATTERN, reason):
-            faults.append(Fault("/reason", "use at most 255 characters, and no NUL"))
+            faults.append(Fault("/reason", "use at most 255 characters, no NUL and no @"))
     return sorted(faults, key=lambda fault: fault.pointer) or (amount, reason)
 
 

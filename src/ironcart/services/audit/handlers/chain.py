@@ -1,4 +1,4 @@
-"""Audit's decisions: what can be read from a message, how links follow, where the chain waits."""
+"""The chain: what can be read from a message, how links follow, where they wait for another."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +15,9 @@ from ironcart.toolkit.database import Connection, Database
 from ironcart.toolkit.envelope import TEXT_CHARACTERS_MAX
 
 SEQ_BYTES = 8
+MICROSECONDS = 1_000_000
+# Of Postgres: where its own count of time begins.
+YEAR_2000_S = 946_684_800
 # A gap that is filled late may have very many entries behind it: they are chained in steps.
 STORED_ENTRIES_READ_MAX = 2_000
 STORED_ENTRIES_LINKED_MAX = 20_000
@@ -41,6 +44,9 @@ class _Loose(msgspec.Struct):
 
 
 _events = msgspec.json.Decoder(_Loose)
+_encode = msgspec.json.Encoder().encode
+# A copy of a hash that was fed nothing takes half the time of a new one.
+_nothing = hashlib.sha256()
 _LETTERS_ONLY = str.maketrans({"\x00": "\N{REPLACEMENT CHARACTER}"})
 
 
@@ -49,8 +55,27 @@ def genesis(stream: str) -> bytes:
     return hashlib.sha256(stream.encode()).digest()
 
 
+def digest_of(entry: Entry) -> bytes:
+    """The hash of all that is stored of a message, but for when it came."""
+    found = _nothing.copy()
+    found.update(
+        f"{entry.subject}\0{entry.event_id}\0{entry.type}\0{entry.aggregate_id}\0{entry.headers}\0"
+        f"{entry.stored_at_us}\0".encode()
+    )
+    found.update(entry.body)
+    return found.digest()
+
+
 def link(previous: bytes, sealed: Sealed) -> bytes:
-    """The hash of an entry that follows `previous`."""
+    """The hash of an entry that follows `previous`; 72 bytes go into it, in version 1 always more,
+    so that no link is right in both."""
+    found = _nothing.copy()
+    found.update(previous + sealed.stream_seq.to_bytes(SEQ_BYTES, "big") + sealed.digest)
+    return found.digest()
+
+
+def link_1(previous: bytes, sealed: Sealed) -> bytes:
+    """The same in version 1, which left out headers, names and time."""
     return hashlib.sha256(
         b"%b%b%b\x00%b\x00%b"
         % (
@@ -77,7 +102,8 @@ def extend(seq: int, head: bytes, following: Iterable[Sealed]) -> list[tuple[int
 def readable(body: bytes) -> _Loose | None:
     """Read an event's names, or None when the body is not a JSON object in UTF-8."""
     try:
-        body.decode()
+        if not body.isascii():
+            body.decode()
         return _events.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
@@ -95,7 +121,7 @@ def entry_of(delivery: Delivery) -> Entry:
         _name(names.aggregate_id),
         _headers(delivery.headers),
         delivery.body,
-        delivery.stored_at,
+        _microseconds(delivery.stored_at),
     )
 
 
@@ -111,7 +137,7 @@ async def record(batch: Sequence[Delivery], connection: Connection) -> None:
             entry.stream_seq,
             entry.subject,
             entry.event_id,
-            hashlib.sha256(entry.body).digest(),
+            digest_of(entry),
         )
         for entry in entries
     }
@@ -214,7 +240,8 @@ async def verify(store: Store, stream: str, first_seq: int = 1) -> Verified:
             if place.stream_seq != expected or place.entry is None or place.hash is None:
                 first_bad = expected
                 break
-            if (digest := link(digest, place.entry)) != place.hash:
+            follow = link_1 if place.version == 1 else link
+            if (digest := follow(digest, place.entry)) != place.hash:
                 first_bad = expected
                 break
             expected += 1
@@ -254,6 +281,11 @@ def _parts(entries: Sequence[Entry]) -> list[list[Entry]]:
     return parts
 
 
+def _microseconds(stored_at: float) -> int:
+    """As Postgres rounds it, which is how entries were kept before they were chained with it."""
+    return round((stored_at - YEAR_2000_S) * MICROSECONDS) + YEAR_2000_S * MICROSECONDS
+
+
 def _name(value: Any) -> str:
     usable = isinstance(value, str) and len(value) <= TEXT_CHARACTERS_MAX and "\x00" not in value
     return value if usable else ""
@@ -268,8 +300,8 @@ def _storable(text: str) -> str:
 
 def _headers(headers: Mapping[str, str]) -> str:
     try:
-        return msgspec.json.encode(headers).decode()
+        return _encode(headers).decode()
     except UnicodeEncodeError:
-        return msgspec.json.encode(
+        return _encode(
             {_storable(name): _storable(value) for name, value in headers.items()}
         ).decode()

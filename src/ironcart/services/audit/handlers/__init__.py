@@ -1,0 +1,1 @@
+"""Audit's decisions: the chain of everything, and what is signed of it."""

@@ -38,7 +38,7 @@ test: setup  ## all tests, in two processes; starts what it needs
 simulate: setup  ## 1,000 seeded schedules of the toolkit's loops, with crashes and outages
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 1000
 
-fuzz: setup  ## 20,000 examples for each decoder of what comes from outside; a quarter of an hour
+fuzz: setup  ## 20,000 examples for each decoder of what comes from outside; tens of minutes
 	$(BIN)/pytest -n 2 --timeout 3600 --hypothesis-profile fuzz tests/unit/test_fuzz_*.py \
 		tests/unit/test_toolkit_wire.py tests/unit/test_toolkit_envelope.py
 

@@ -23,14 +23,6 @@ settings.register_profile(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the whole system share one, so they stay together; others stay with their file."""
-    for item in items:
-        path = item.path
-        whole = path.parent.name == "e2e"
-        item.add_marker(pytest.mark.xdist_group("e2e" if whole else path.stem))
-
-
 @pytest.fixture(scope="session")
 def servers_folder() -> Iterator[Path]:
     """A folder that Postgres's user reaches, which a session's own folder is not, as root."""

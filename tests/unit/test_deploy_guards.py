@@ -88,7 +88,8 @@ def test_an_installation_that_would_not_start_is_refused(options: Sequence[str],
     refused = helm(*(word for each in options for word in ("--set", each)))
 
     assert refused.returncode != 0
-    assert said in refused.stderr.replace("auth.oidc.issuer:", "/auth/oidc/issuer")
+    told = refused.stderr.replace("auth.oidc.issuer:", "/auth/oidc/issuer")
+    assert said in told.replace("audit.checkpoints.url:", "/audit/checkpoints/url")
 
 
 def test_every_service_and_provisioning_has_a_certificate_of_its_own() -> None:

@@ -105,6 +105,9 @@ def _consumers() -> Iterator[Operation]:
             yield Operation("PUB", f"{api}.CREATE.{place}.orders.created", OPERATOR)
             for form in (f"$JS.ACK.{place}.1.1.1.1.1", f"$JS.ACK._.hash.{place}.1.1.1.1.1"):
                 yield Operation("PUB", form, own)
+            yield Operation("PUB", f"$JS.ACK._.hash.{place}.1.1.1.1.1.random", own)
+            # Read from the left it is another's place, and there the broker takes it to belong.
+            yield Operation("PUB", f"$JS.ACK.ELSEWHERE.victim.{place}.1.1.1", OPERATOR)
         yield Operation("PUB", f"$JS.API.CONSUMER.CREATE.{stream}", OPERATOR)
 
 

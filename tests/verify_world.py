@@ -268,7 +268,8 @@ class World:
         self.emit("notifications", "NotificationSent", order_id, data, cause)
 
     def trail(self) -> list[list[Any]]:
-        """Return audit rows [stream, seq, subject, event_id, body, hash], chained; kept once."""
+        """Return audit rows [stream, seq, subject, event_id, body, hash, version, type, aggregate],
+        chained; kept once."""
         if self.audit is None:
             self.audit = []
             for stream, messages in sorted(self.streams.items()):
@@ -278,7 +279,8 @@ class World:
                 for seq, message in enumerate(older + messages, start=1):
                     if (stream, seq) in self.holes:
                         continue
-                    event_id = _event_id(message.body)
+                    event_id, *names = _names(message.body)
+                    names = names if message.subject else ["lost", ""]
                     last = hashlib.sha256(
                         last
                         + seq.to_bytes(8, "big")
@@ -288,7 +290,8 @@ class World:
                         + b"\x00"
                         + hashlib.sha256(message.body).digest()
                     ).digest()
-                    self.audit.append([stream, seq, message.subject, event_id, message.body, last])
+                    row = [stream, seq, message.subject, event_id, message.body, last, 1, *names]
+                    self.audit.append(row)
         return self.audit
 
     def write_log(self, data: Path) -> None:
@@ -310,8 +313,10 @@ def clean_world() -> World:
     return world
 
 
-def _event_id(body: bytes) -> str:
+def _names(body: bytes) -> list[str]:
+    """Id, type and aggregate of an event, as audit reads them."""
     try:
-        return str(json.loads(body, parse_float=Decimal)["id"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        fields = json.loads(body, parse_float=Decimal)
+        return [str(fields.get(name, "")) for name in ("id", "type", "aggregate_id")]
+    except (ValueError, AttributeError):
+        return ["", "", ""]

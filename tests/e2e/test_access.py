@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from http_calls import ROUTES, VITAL_SIGNS
 from ironcart.embedded.folder import write_file
+from ironcart.services.orders.api.following import FOLLOWERS_MAX, FOLLOWERS_SHARE
 from ironcart.toolkit.http import Scope
 from ironcart.toolkit.http.access.apikeys import new_key as draw
 from ironcart.toolkit.http.access.apikeys import read_file, written
@@ -278,6 +280,29 @@ async def test_an_order_followed_with_a_key_that_is_revoked_is_followed_no_more(
 
     assert b"OrderCreated" in heard
     assert b"OrderConfirmed" not in heard
+
+
+async def test_one_storefront_takes_a_quarter_of_the_followers_places_at_most(
+    site: Guarded, guarded: System
+) -> None:
+    key = new_key(guarded, "greedy", rate_per_s=1_000)
+    await site.until_known(key)
+    await site.shop.fault(mode="slow", delay_s=8, seconds=10)
+    sku = await site.stocked()
+    mine, others = await site.place(key, sku), await site.place(site.others, sku)
+
+    async def follow(order_id: str, key: str) -> int:
+        url = f"{guarded.url('orders')}/orders/{order_id}/events"
+        answer = session.get(url, headers={"Authorization": f"Bearer {key}"})
+        return (await streams.enter_async_context(answer)).status
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session, AsyncExitStack() as streams:
+        found = [await follow(mine, key) for _ in range(int(FOLLOWERS_MAX * FOLLOWERS_SHARE))]
+        assert set(found) == {200}
+        assert await follow(mine, key) == 429
+        assert await follow(others, site.others) == 200
+        assert await follow(mine, site.operator) == 200
 
 
 async def test_who_cancels_is_told_and_an_operator_may_cancel_anybodys(site: Guarded) -> None:

@@ -32,6 +32,12 @@ async def test_the_trail_holds_while_orders_come_and_audit_is_killed(
         return False
 
     await until(signed)
+
+    async def judgeable() -> bool:
+        # A stream whose first entries came just now is under no checkpoint yet.
+        return judged(system)[0] != 2
+
+    await until(judgeable)
     code, report = judged(system)
     assert (code, report["faults"], report["unjudged"]) == (0, [], [])
     assert report["checkpoints"]["last"] >= 1

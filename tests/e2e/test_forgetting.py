@@ -9,7 +9,8 @@ from typer.testing import CliRunner, Result
 
 from ironcart.cli.erase import aggregate_of, erase
 from ironcart.toolkit.outcomes import Refused
-from shopping import Shop, until
+from ironcart.toolkit.vault import CACHED_KEY_LIFE_S
+from shopping import Shop, order, until
 
 SLOW_S = 20
 
@@ -93,6 +94,19 @@ async def test_who_was_forgotten_and_comes_back_is_written_to_again(shop: Shop) 
         return await mailed() and await has_key(shop, customer)
 
     await until(welcome)
+
+
+async def test_a_retry_of_who_was_forgotten_is_answered_with_its_order(shop: Shop) -> None:
+    customer, sku = f"C-{secrets.token_hex(6)}", await shop.stocked()
+    email, key = f"{customer.lower()}@shop.example", secrets.token_hex(8)
+    asked = order(sku, customer_id=customer, email=email)
+    first = await shop.ask("POST", "orders", "/orders", asked, Idempotency_Key=key)
+    assert (await ask(shop, customer, "--yes")).exit_code == 0
+    await asyncio.sleep(CACHED_KEY_LIFE_S + 1)  # Nothing shows when a service forgets.
+
+    assert first[0] == 202
+    assert await shop.ask("POST", "orders", "/orders", asked, Idempotency_Key=key) == first
+    assert not await has_key(shop, customer)
 
 
 async def test_what_cannot_be_a_customers_id_is_refused(shop: Shop) -> None:

@@ -93,14 +93,15 @@ class Audited:
         headers: Mapping[str, str] | None = None,
     ) -> Report:
         """What an outsider says."""
-        return await judge(
-            Request(
-                database_url=self.url,
-                checkpoints=checkpoints or str(self.export),
-                public_keys=public_keys or [self.public_key],
-                first=first,
-                headers=headers or {},
-            )
+        asked = replace(self.request(), first=first, headers=headers or {})
+        if checkpoints:
+            asked = replace(asked, checkpoints=checkpoints)
+        return await judge(replace(asked, public_keys=public_keys or [self.public_key]))
+
+    def request(self) -> Request:
+        """What an outsider is asked: to judge all of it."""
+        return Request(
+            database_url=self.url, checkpoints=str(self.export), public_keys=[self.public_key]
         )
 
     def lines(self) -> list[str]:

@@ -34,6 +34,11 @@ from shopping import until
 
 PATIENCE_S = 10.0
 JSON = "application/json"
+RATED = (
+    '{"keys":[{"id":"abcd","name":"a","scope":"operator","rate_per_s":%s,"sha256":"'
+    + "0" * 64
+    + '"}]}'
+)
 
 
 class Ticket:
@@ -245,7 +250,7 @@ async def test_a_file_that_is_damaged_or_gone_later_changes_nothing_and_is_logge
             await until(partial(has_grown, logs, seen), PATIENCE_S)
             assert (await site.ask("GET", "/whoami", site.shop))[0] == 200
     assert [each["log_level"] for each in logs] == ["error", "error"]
-    assert site.shop.split("_")[2] not in str(logs)
+    assert site.shop.split("_", 2)[2] not in str(logs)
     key = site.add("later")
     await site.until(200, key)
 
@@ -273,7 +278,7 @@ async def test_no_key_gets_into_the_metrics(site: Site) -> None:
     await site.ask("GET", "/whoami", site.shop)
     await site.ask("GET", "/whoami", site.shop + "x")
 
-    assert site.shop.split("_")[2].encode() not in generate_latest()
+    assert site.shop.split("_", 2)[2].encode() not in generate_latest()
 
 
 @pytest.mark.parametrize(
@@ -284,6 +289,8 @@ async def test_no_key_gets_into_the_metrics(site: Site) -> None:
         ('{"keys":[{"id":"abcd","name":"a b","scope":"operator","sha256":""}]}', "keys"),
         ('{"keys":[{"id":"abcd","name":"a","scope":"root","sha256":"' + "0" * 64 + '"}]}', "root"),
         ('{"keys":[],"more":1}', "more"),
+        (RATED % "1e-308", ">= 0.001"),
+        (RATED % "1000001", "<= 1000000"),
     ],
 )
 def test_a_damaged_file_at_the_start_is_an_error_that_says_what_to_change(
@@ -360,3 +367,12 @@ def test_one_network_of_ipv6_counts_as_one_address() -> None:
     other = gate.judge([], "2001:db8:0:1::1")
     assert isinstance(other, Problem)
     assert other.status == 401
+
+
+def test_an_ipv4_address_counts_alone_also_where_it_is_written_as_ipv6() -> None:
+    gate = Gate(None, rate_per_s=1)
+    found = [gate.judge([], "::ffff:203.0.113.7") for _ in range(limits.FAILURES_BURST)]
+    others = [gate.judge([], f"::ffff:198.51.100.{n}") for n in range(9)]
+    found += [gate.judge([], "203.0.113.7")]
+    statuses = [each.status for each in (*others, *found) if isinstance(each, Problem)]
+    assert statuses == [401] * (9 + limits.FAILURES_BURST) + [429]

@@ -243,7 +243,8 @@ async def test_while_the_issuer_is_away_its_last_keys_stay_but_not_for_ever(
     gate: Gate, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(issuer, "FETCH_EVERY_S_MIN", 0.0)
-    await let_in(gate, site.token())
+    remembered = site.token()
+    before = await let_in(gate, remembered)
     site.away = True
     await refusal(gate, site.token(NEW))
 
@@ -251,9 +252,11 @@ async def test_while_the_issuer_is_away_its_last_keys_stay_but_not_for_ever(
 
     monkeypatch.setattr(issuer, "KEPT_S_MAX", 0.0)
     monkeypatch.setattr(issuer, "FETCH_EVERY_S_MIN", 60.0)
-    found = await judged(gate, site.token(sub="a third"))
-    assert isinstance(found, Problem)
-    assert (found.status, "Retry-After" in found.headers) == (503, True)
+    for token in (site.token(sub="a third"), remembered):
+        found = await judged(gate, token)
+        assert isinstance(found, Problem)
+        assert (found.status, "Retry-After" in found.headers) == (503, True)
+    assert not before.good()
 
 
 async def test_an_issuer_that_was_away_at_the_start_is_asked_until_it_answers(

@@ -17,6 +17,7 @@ from ironcart.toolkit.broker import Broker, connection
 from ironcart.toolkit.outcomes import Refused, Unavailable
 from ironcart.toolkit.permissions import Permissions, of_service
 from ironcart.toolkit.telemetry import broker_forbidden
+from shopping import until
 
 USERS = (*NAMES, "provision", "operator")
 
@@ -78,6 +79,56 @@ async def test_an_answer_cannot_be_sent_where_acknowledgements_go(broker_of_all:
     async with caller(broker_of_all.server, "orders", password) as orders:
         reply = "$JS.ACK.ORDERS.payments.1.1.1.1.1"
         assert "Permissions Violation" in await orders.refusal(f"PUB orders.created {reply} 0", b"")
+
+
+async def test_nobody_takes_what_is_for_another_by_naming_its_own_place_behind_it(
+    broker_of_all: Guarded,
+) -> None:
+    """In nine words an acknowledgement is the first place's, and `+NXT` pulls what it has."""
+    server, passwords = broker_of_all.server, broker_of_all.access.passwords
+    operator = Broker(server.url_for("operator"), "test")
+    await operator.connect()
+    await operator.request("notifications.sent", b"for audit")
+    body = b'+NXT {"batch":100}'
+    async with caller(server, "payments", passwords["payments"]) as payments:
+        assert not await payments.refusal("SUB _INBOX_payments.> 1")
+        for victim in ("NOTIFICATIONS.audit", "ORDERS.inventory"):
+            taking = f"$JS.ACK.{victim}.ORDERS.payments.1.1.1 _INBOX_payments.taken"
+            assert "Permissions Violation" in await payments.refusal(
+                f"PUB {taking} {len(body)}", body
+            )
+    held = await operator.api("CONSUMER.INFO.NOTIFICATIONS.audit")
+    await operator.close()
+    assert held["delivered"]["consumer_seq"] == 0
+
+
+@pytest.mark.parametrize("form", ["older", "newer"])
+async def test_a_service_settles_its_own_in_either_form(broker_of_all: Guarded, form: str) -> None:
+    server = broker_of_all.server
+    operator, audit = (Broker(server.url_for(each), each) for each in ("operator", "audit"))
+    await operator.connect()
+    await audit.connect()
+    await operator.request("payments.failed", b"{}")
+    asked = b'{"batch":1,"expires":5000000000}'
+    inbox = audit.client.new_inbox()
+    coming = await audit.client.subscribe(inbox)
+    await audit.client.publish("$JS.API.CONSUMER.MSG.NEXT.PAYMENTS.audit", asked, reply=inbox)
+    message = await coming.next_msg(10)
+    ack = message.reply if form == "older" else message.reply.replace("ACK.", "ACK._.hash.", 1)
+
+    await audit.client.publish(ack, b"+ACK")
+    await audit.catch_up()
+
+    assert not audit.forbids
+    if form == "older":
+
+        async def settled() -> bool:
+            held = await operator.api("CONSUMER.INFO.PAYMENTS.audit")
+            return bool(held["num_ack_pending"] == 0)
+
+        await until(settled)
+    await operator.close()
+    await audit.close()
 
 
 async def test_no_answer_that_a_service_may_ask_for_is_an_event_of_another(

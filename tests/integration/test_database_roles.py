@@ -285,6 +285,48 @@ async def test_a_role_that_may_do_more_than_a_service_should_is_refused(
     assert await base.provisioned() == []
 
 
+@pytest.mark.parametrize("other", ["pg_read_all_data", "ironcart_orders"])
+async def test_a_role_that_is_a_member_of_any_other_is_refused(base: Base, other: str) -> None:
+    await base.run(f"GRANT {other} TO ironcart_payments")
+    try:
+        with pytest.raises(Refused, match="ironcart_payments may do what others"):
+            await base.provisioned()
+    finally:
+        await base.run(f"REVOKE {other} FROM ironcart_payments")
+    assert await base.provisioned() == []
+
+
+async def test_a_membership_is_refused_with_what_to_revoke(base: Base) -> None:
+    await base.run("GRANT pg_read_all_data, pg_write_all_data TO ironcart_payments")
+    with pytest.raises(Refused, match="since it is a member") as refusal:
+        await base.provisioned()
+
+    await base.run(str(refusal.value).partition("member: ")[2])
+
+    assert await base.provisioned() == []
+
+
+async def test_where_everything_is_there_nothing_may_be_made(base: Base) -> None:
+    """In a database of somebody else's, who lets our owner make nothing in it."""
+    await base.run(f"ALTER DATABASE {BASE} OWNER TO CURRENT_USER")
+    await base.run(f"REVOKE CREATE ON DATABASE {BASE} FROM {OWNER}")
+    await base.run(f"GRANT CONNECT ON DATABASE {BASE} TO {OWNER}")
+    await base.run(f"REVOKE CONNECT ON DATABASE {BASE} FROM ironcart_orders")
+    try:
+        for schema in SCHEMAS:
+            await command._migrate(schema, base.owner)
+        missing = f'GRANT CONNECT ON DATABASE "{BASE}" TO ironcart_orders'
+        assert await base.provisioned() == [
+            f"database {BASE}: not ours, so it stays as open as its owner left it",
+            f"ironcart_orders cannot connect to it: have its owner {missing}",
+        ]
+        await base.run(missing)
+        assert await base.provisioned() == []
+    finally:
+        await base.run(f"ALTER DATABASE {BASE} OWNER TO {OWNER}")
+        await base.provisioned()
+
+
 @pytest.mark.parametrize("written", ["DROP", "SELECT INSERT", "UPDATE ()", "SELECT,INSERT", "ALL"])
 def test_a_declaration_that_cannot_be_read_is_an_error(written: str) -> None:
     with pytest.raises(ValueError, match="use SELECT, INSERT, UPDATE"):

@@ -293,7 +293,8 @@ async def test_a_closed_door_answers_at_once_and_the_connection_goes_on(site: Si
 
 async def test_a_door_is_not_got_round_by_another_spelling_or_by_queueing(site: Site) -> None:
     site.parts.door = Problem(503, "not now")
-    odd = [b"/%65cho", b"/echo/", b"/echo?a=b", b"http://x/echo"]
+    odd = [b"/%65cho", b"/echo/", b"/echo?a=b", b"http://x/echo", b"/echo#a"]
+    odd += [b"//echo", b"///echo", b"/%2Fecho", b"/echo//", b"http://x//echo"]
     for path in odd:
         caller = await site.call(posting(b"{}").replace(b"/echo", path, 1))
         assert is_problem(await caller.hear(), 503)

@@ -185,6 +185,29 @@ async def test_who_cannot_be_told_fails_for_good_with_the_reason(
     assert reasons == {order_id: item["reason"] for order_id, item in items.items()}
 
 
+async def test_a_customer_whose_key_is_damaged_does_not_keep_others_from_their_mail(
+    service: Running, vault: Vault, sandbox: SandboxServer, database_url: str
+) -> None:
+    damaged, good = await sealed(vault, "C-2", "bea@shop.example"), await sealed(vault)
+    keys = Database(database_url, "vault", "test")
+    await keys.execute("UPDATE keys SET wrapped = 'junk' WHERE customer_id = 'C-2'")
+    await keys.close()
+
+    await service.publish(
+        [
+            event("orders", OrderRejected("ORD-2", "C-2", AMOUNT, "EUR", "out_of_stock", damaged)),
+            confirmed(contact=good),
+        ]
+    )
+
+    items = await ended(service, 2)
+    assert {item["order_id"]: item["reason"] for item in items} == {
+        "ORD-1": None,
+        "ORD-2": "unreadable_contact",
+    }
+    assert [mail["to"] for mail in await mails(sandbox)] == [ADDRESS]
+
+
 async def test_mail_waits_while_the_server_is_down_and_all_of_it_is_sent_after(
     service: Running, vault: Vault, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

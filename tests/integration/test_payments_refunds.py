@@ -25,6 +25,7 @@ from ironcart.embedded.postgres import Postgres
 from ironcart.embedded.sandbox.server import SandboxServer
 from ironcart.embedded.sandbox.webhooks import sign
 from ironcart.services.payments.gateway import client
+from ironcart.services.payments.handlers import refunds
 
 LATER_S = 7_200
 
@@ -101,6 +102,25 @@ async def test_a_key_is_one_refund_and_another_body_is_refused(
         assert await payments.captured(order_id) == (1, 500)
 
 
+async def test_a_refund_of_an_older_version_may_have_an_at_sign_when_it_is_asked_for_again(
+    payments_url: str, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with till(payments_url, sandbox) as payments:
+        order_id = await bought(payments)
+        path, key = f"/payments/{order_id}/refunds", new_order()
+        body = {"amount": 3, "reason": "call from x@y.example"}
+        with monkeypatch.context() as older:
+            older.setattr(refunds, "REASON_PATTERN", r"^[^\x00]{0,255}\Z")
+            first = await payments.ask("POST", path, body, Idempotency_Key=key)
+        await payments.ended(order_id)
+        again = await payments.ask("POST", path, body, Idempotency_Key=key)
+        new, _ = await payments.ask("POST", path, body, Idempotency_Key=new_order())
+
+        assert first == again
+        assert (first[0], new) == (202, 400)
+        assert await payments.captured(order_id) == (1, 300)
+
+
 REFUSED: list[tuple[Any, int, str | None]] = [
     ({"amount": 20.01}, 409, None),
     ({"amount": 0}, 400, "/amount"),
@@ -112,6 +132,7 @@ REFUSED: list[tuple[Any, int, str | None]] = [
     (b'{"amount": NaN}', 400, None),
     ({"reason": 1}, 400, "/reason"),
     ({"reason": "x" * 256}, 400, "/reason"),
+    ({"reason": "call from x@y.example"}, 400, "/reason"),
     ({"amont": 1}, 400, "/amont"),
     ([], 400, ""),
     (b"{", 400, None),

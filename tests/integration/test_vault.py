@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 import pytest
+import structlog
 
 from ironcart.cli import erase, provision, vault
 from ironcart.cli.vault import Where, rotate_customers
@@ -107,8 +108,46 @@ async def test_a_key_that_none_opens_is_counted_and_left_as_it_is(base: Base) ->
     assert await vault._rotate(base.place, (NEW, OLD)) == 1
 
     assert await base.vault(NEW).decrypt(fine) == [contact(2)[1]]
+    (found,) = await base.vault(NEW, OLD).decrypt(lost)
+    assert isinstance(found, Poison)
+
+
+@pytest.mark.parametrize("bytes_left", [60, 2, 0])
+async def test_a_damaged_key_is_one_customers_matter_and_is_said(
+    base: Base, bytes_left: int
+) -> None:
+    known = await sealed(base.vault(OLD), 1, 2)
+    junk = b"j" * bytes_left
+    await base.sql("UPDATE keys SET wrapped = $1 WHERE customer_id = 'C-1'", junk)
+
+    with structlog.testing.capture_logs() as said:
+        damaged, fine = await base.vault(OLD).decrypt(known)
+        (alone,) = await base.vault(OLD).decrypt(known[:1])
+
+    assert fine == contact(2)[1]
+    for each in (damaged, alone):
+        assert isinstance(each, Poison)
+        assert not isinstance(each, Forgotten)
+    assert [(each["log_level"], each["customers"]) for each in said] == [("error", ["C-1"])] * 2
+    assert await vault._rotate(base.place, (NEW, OLD)) == 1
+    assert await base.sql("SELECT 1 FROM keys WHERE wrapped = $1", junk)
+
+
+async def test_a_master_key_that_is_missing_is_told_from_damage_by_the_newest_keys(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that was not told of the new master key must not give customers' letters up."""
+    monkeypatch.setattr(toolkit_vault, "ASKED_KEYS_MAX", 2)
+    older = await sealed(base.vault(OLD), 1, 2)
+    newer = await sealed(base.vault(NEW), 3)
+    for number in (4, 5):
+        newer += await sealed(base.vault(NEW), number)
+
+    assert await base.vault(OLD).decrypt(older) == [contact(1)[1], contact(2)[1]]
+    with pytest.raises(Refused, match="IRONCART_MASTER_KEYS_OLD"):
+        await base.vault(OLD).decrypt(older + newer[-1:])
     with pytest.raises(Refused):
-        await base.vault(NEW, OLD).decrypt(lost)
+        await base.vault(new_master_key()).decrypt(older)
 
 
 async def test_rotating_again_changes_nothing(base: Base) -> None:

@@ -117,8 +117,8 @@ class Shop:
             [tuple(row.values()) for row in world.notifications],
         )
         await self._fill_history(world)
-        entries = [tuple(entry[:5]) for entry in world.trail()]
-        await insert("INSERT INTO audit.entries VALUES ($1, $2, $3, $4, $5)", entries)
+        entries = [(*entry[:5], *entry[7:]) for entry in world.trail()]
+        await insert("INSERT INTO audit.entries VALUES ($1, $2, $3, $4, $5, $6, $7)", entries)
         links = [(entry[0], entry[1], entry[5]) for entry in world.trail()]
         await insert("INSERT INTO audit.links VALUES ($1, $2, $3)", links)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,12 @@ from ironcart.services.orders.handlers.admit import (
     refusal,
 )
 from ironcart.toolkit.collector import Collector, Forecast
-from ironcart.toolkit.http import Problem
+from ironcart.toolkit.http import Caller, Problem, Scope
+from ironcart.toolkit.http.access import ANONYMOUS
 from ironcart.toolkit.http.problems import retry_after
 from ironcart.toolkit.outcomes import LostRace, Unavailable
 
+SHOP = Caller("key:shop", Scope.STOREFRONT)
 LIMITS = Limits()
 FINE = Load(in_hand=LIMITS.in_hand - 1, of_caller=9, commit_wait_s=0.9, open_orders=999_999)
 
@@ -162,7 +165,7 @@ def test_while_the_database_is_away_one_order_in_a_while_is_let_through() -> Non
 
 def test_followers_are_woken_by_what_another_replica_changed_and_only_then() -> None:
     changes = Changes()
-    with changes.following("A") as a, changes.following("B") as b:
+    with changes.following("A", SHOP) as a, changes.following("B", SHOP) as b:
         changes.compare({"A": (1, "pending"), "B": (1, "pending")})
         a.clear()
         b.clear()
@@ -175,9 +178,28 @@ def test_followers_are_woken_by_what_another_replica_changed_and_only_then() -> 
 def test_there_is_a_limit_to_followers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "FOLLOWERS_MAX", 1)
     changes = Changes()
-    with changes.following("A"):
+    with changes.following("A", SHOP):
         assert changes.full
+        assert changes.full_for(ANONYMOUS)
     assert not changes.full
+
+
+def test_one_storefront_has_a_quarter_of_the_followers_places_and_operators_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follow, "FOLLOWERS_MAX", 8)
+    changes = Changes()
+    with ExitStack() as places:
+        for _ in range(2):
+            assert not changes.full_for(SHOP)
+            places.enter_context(changes.following("A", SHOP))
+        assert changes.full_for(SHOP)
+        for _ in range(6):
+            assert not changes.full_for(Caller("key:other", Scope.STOREFRONT))
+            assert not changes.full_for(ANONYMOUS)
+            places.enter_context(changes.following("A", ANONYMOUS))
+        assert changes.full
+    assert not changes.full_for(SHOP)
 
 
 def test_accepting_gives_way_more_and_more_while_the_machine_is_busy_and_fewer_end() -> None:

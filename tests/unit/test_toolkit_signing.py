@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import typer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from ironcart.cli import audit
 from ironcart.toolkit import signing
 from ironcart.toolkit.outcomes import Refused
 
@@ -62,3 +64,31 @@ def test_what_is_no_key_is_refused_with_what_to_do(tmp_path: Path) -> None:
             signing.load(found)
     with pytest.raises(Refused, match="cannot be read"):
         signing.load(tmp_path / "nowhere")
+
+
+def test_what_was_signed_last_is_remembered_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "key.last"
+    assert signing.recall(path) is None
+    for number in (7, 8):
+        mark = signing.Mark(number, f"{number:064x}")
+        signing.remember(path, mark)
+        assert signing.recall(path) == mark
+    assert [file.name for file in tmp_path.iterdir()] == ["key.last"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    for text in (b"", b"\xff", b'{"number":0,"digest":""}', b"[" * 60_000):
+        path.write_bytes(text)
+        with pytest.raises(Refused, match="put it back"):
+            signing.recall(path)
+
+
+def test_a_public_key_that_is_left_is_not_written_over(
+    key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = key.with_name("key.pub")
+    kept = public.read_bytes()
+    key.unlink()
+    with pytest.raises(typer.Exit):
+        audit.keygen(key)
+    assert f"{public} exists" in capsys.readouterr().err
+    assert public.read_bytes() == kept
+    assert not key.exists()

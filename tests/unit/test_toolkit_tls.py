@@ -118,6 +118,15 @@ def test_a_file_that_is_missing_is_named(folder: Path, name: str) -> None:
         Tls(folder / "orders")
 
 
+@pytest.mark.parametrize("name", [CA, CERTIFICATE, KEY])
+@pytest.mark.parametrize("left", ["", "nothing"])
+def test_a_file_that_is_damaged_at_the_start_is_refused(folder: Path, name: str, left: str) -> None:
+    (folder / "orders" / name).write_text(left)
+
+    with pytest.raises(Refused, match=rf"{folder}/orders do not fit: ca\.crt"):
+        Tls(folder / "orders")
+
+
 def test_without_the_switch_there_is_no_tls(folder: Path) -> None:
     assert find({}) is None
     assert find({"IRONCART_TLS_DIR": ""}) is None

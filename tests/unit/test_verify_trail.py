@@ -100,6 +100,16 @@ def test_an_entry_that_names_its_message_otherwise_is_seen(
     assert faults
 
 
+@pytest.mark.parametrize(("column", "value"), [(7, "PaymentFailed"), (8, "ORD-NOBODY"), (8, "")])
+def test_an_old_entry_that_is_named_otherwise_than_in_its_body_is_seen(
+    tmp_path: Path, column: int, value: str
+) -> None:
+    world = clean_world()
+    world.trail()[3][column] = value
+
+    assert faults_of(world, tmp_path, "I8") == {"audited under another type or aggregate": 1}
+
+
 def test_a_fact_that_was_committed_and_never_published_is_seen(tmp_path: Path) -> None:
     world = clean_world()
     world.streams["NOTIFICATIONS"].pop()

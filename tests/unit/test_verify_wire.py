@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ironcart.services.audit.handlers.chain import entry_of
 from ironcart.toolkit.broker import Delivery
+from ironcart.verify.chain import Entry, is_named_right
 from ironcart.verify.facts import CannotReadError
 from ironcart.verify.loadlog import read_logs
 from ironcart.verify.rundata import read_run
@@ -195,3 +196,36 @@ def test_a_run_json_that_is_none_is_said_in_one_line(tmp_path: Path, text: str) 
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(CannotReadError, match=r"is not a run\.json"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not json",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"id": "1", "type": "A", "aggregate_id": "B"}',
+        b'{"id": "1", "type": 7, "aggregate_id": "a\\u0000"}',
+        b'{"id": "1", "type": "A", "type": "B", "aggregate_id": null}',
+        b'{"id": "1", "type": "A", "aggregate_id": "\\ud800"}',
+        b'{"id": "1", "type": "A", "data": NaN}',
+        b'{"id": "1", "type": "A", "data": 1e99999}',
+        b'{"id": 1e999, "type": "A"}',
+        b'{"type": 1e999, "id": ""}',
+        b'{"id": "1", "type": "A", "data": ' + b"9" * 5_000 + b"}",
+        b'{"id": "1", "type": "A", "data": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"id": "1", "type": "A", "data": ' + b"[" * 9_000 + b"]" * 9_000 + b"}",
+        b'{"id": "1", "type": "' + b"A" * 128 + b'", "aggregate_id": "' + b"A" * 129 + b'"}',
+        b'\xef\xbb\xbf{"id": "1", "type": "A"}',
+    ],
+)
+def test_names_that_audit_has_read_are_right_whatever_the_body(body: bytes) -> None:
+    kept = entry_of(Delivery("ORDERS", 1, "orders.created", body, {}, 1, 0.0, ""))
+    names = (kept.type, kept.aggregate_id)
+
+    def entry(kind: str, aggregate_id: str) -> Entry:
+        return Entry("ORDERS", 1, kept.subject, kept.event_id, body, b"", 1, kind, aggregate_id)
+
+    assert is_named_right(entry(*names))
+    assert names != ("", "") or not is_named_right(entry("PaymentFailed", "ORD-NOBODY"))

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,10 +12,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ironcart.embedded.folder import write_file
 from ironcart.toolkit.http.access.apikeys import (
     BURST_MAX,
     RATE_PER_S_MAX,
+    RATE_PER_S_MIN,
     Entry,
     new_key,
     read_file,
@@ -22,6 +23,8 @@ from ironcart.toolkit.http.access.apikeys import (
 )
 from ironcart.toolkit.http.access.callers import Scope
 from ironcart.toolkit.outcomes import Refused
+
+PRIVATE = 0o600
 
 app = typer.Typer(help="Make and revoke API keys.", no_args_is_help=True)
 
@@ -33,7 +36,11 @@ def new(
     scope: Annotated[Scope, typer.Option(help="What the caller may do.")],
     rate: Annotated[
         float | None,
-        typer.Option(max=RATE_PER_S_MAX, help="Requests a second; else as the services say."),
+        typer.Option(
+            min=RATE_PER_S_MIN,
+            max=RATE_PER_S_MAX,
+            help="Requests a second; else as the services say.",
+        ),
     ] = None,
     burst: Annotated[
         int | None, typer.Option(min=1, max=BURST_MAX, help="Requests at once; else 2 s of rate.")
@@ -61,7 +68,7 @@ def new(
         return
     with _alone_with(file):
         keys = read_file(file).keys if file.exists() else ()
-        write_file(file, written([*keys, entry]))
+        _write(file, [*keys, entry])
     print(drawn)
     known = sum(each.name == name for each in keys)
     also = f"; {name} has {known} more, and is the same caller with each" if known else ""
@@ -79,15 +86,46 @@ def revoke(
         left = [each for each in keys if each.id != key_id]
         if len(left) == len(keys):
             raise Refused(f"{file} has no key {key_id}: it has {', '.join(k.id for k in keys)}")
-        write_file(file, written(left))
+        _write(file, left)
     typer.echo(f"revoked {key_id}", err=True)
+
+
+def _write(file: Path, keys: Sequence[Entry]) -> None:
+    """Put the keys in the file, which keeps mode and owner; a new one is its owner's only.
+
+    A link stays one: services read what it leads to. A crash leaves the old file or the new.
+    """
+    place = Path(os.path.realpath(file))
+    before = place.stat() if place.exists() else None
+    beside = place.with_name(place.name + ".new")
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+    with os.fdopen(descriptor, "w") as fresh:
+        if before is not None:
+            _hand_over(descriptor, before, file)
+        fresh.write(written(keys))
+        fresh.flush()
+        os.fsync(descriptor)
+    beside.replace(place)
+
+
+def _hand_over(descriptor: int, before: os.stat_result, file: Path) -> None:
+    """Give an open file the owner and the mode of the one before it: services read it still."""
+    mine = os.fstat(descriptor)
+    try:
+        if (mine.st_uid, mine.st_gid) != (before.st_uid, before.st_gid):
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+    except PermissionError:
+        owner = f"user {before.st_uid}, group {before.st_gid}"
+        raise Refused(f"{file} belongs to {owner}: run this as its owner, or as root") from None
+    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 @contextmanager
 def _alone_with(file: Path) -> Iterator[None]:
     """Keep others from changing the file meanwhile: they write a new one beside it, as we do."""
     try:
-        folder = os.open(file.absolute().parent, os.O_RDONLY)
+        folder = os.open(Path(os.path.realpath(file)).parent, os.O_RDONLY)
     except OSError as error:
         raise Refused(f"{file.parent}: {error.strerror}") from None
     try:

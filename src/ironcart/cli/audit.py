@@ -4,6 +4,7 @@ with. Whoever runs `verify` needs to read audit's tables, the export, and the pu
 
 import gc
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from ironcart.toolkit import signing
+from ironcart.toolkit import signing, tls
 from ironcart.toolkit.settings import environment
 from ironcart.verify.auditing import Request, judge
 from ironcart.verify.facts import CannotReadError
@@ -24,6 +25,7 @@ CHECKPOINTS = Path("audit", "checkpoints")
 PUBLIC_KEY = Path("audit", "signing.key.pub")
 # In the order in which they are asked.
 DATABASE_URLS = ("IRONCART_AUDIT_DATABASE_URL", "IRONCART_DATABASE_URL")
+REMEMBERED = re.compile(r"([1-9]\d{0,17}):([0-9a-f]{64})")
 
 app = typer.Typer(help="Judge the audit trail; make the key it is signed with.")
 
@@ -47,6 +49,9 @@ def verify(
     from_checkpoint: Annotated[
         int, typer.Option(min=1, help="Trust what this one says, and judge what came after it.")
     ] = 1,
+    expect: Annotated[
+        str, typer.Option(metavar="N:HASH", help="A checkpoint that an earlier run named.")
+    ] = "",
     headers_file: Annotated[
         Path | None, typer.Option(help="Lines `Name: value`, to be sent to the URL.")
     ] = None,
@@ -62,11 +67,12 @@ def verify(
     gc.disable()
     try:
         request = Request(
-            database_url=database_url or _database_url(data),
+            database_url=_database_url(data, database_url),
             checkpoints=checkpoints or str(data / CHECKPOINTS),
             public_keys=public_key or [data / PUBLIC_KEY],
             first=from_checkpoint,
             headers=_headers(headers_file),
+            expect=_remembered(expect, from_checkpoint),
         )
         report = uvloop.run(judge(request))
     except CannotReadError as error:
@@ -88,6 +94,14 @@ def keygen(
     ],
 ) -> None:
     """Make a key to sign checkpoints with. The private one goes to the audit service alone."""
+    kept = path.with_name(path.name + signing.PUBLIC_SUFFIX)
+    if kept.exists() and not path.exists():
+        print(
+            f"ironcart audit keygen: {kept} exists, and what its key signed is verified with it:"
+            " name another file",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
     try:
         public = signing.generate(path)
     except FileExistsError:
@@ -100,13 +114,28 @@ def keygen(
     print(f"{public}: give it to whoever verifies")
 
 
-def _database_url(data: Path) -> str:
-    environ = environment()
-    if not (data / "run.json").exists():
+def _database_url(data: Path, told: str) -> str:
+    """What was told, or what the environment says: with TLS the database has to show who it is."""
+    environ = dict(environment())
+    if told:
+        environ[DATABASE_URLS[0]] = told
+    if told or not (data / "run.json").exists():
+        environ = tls.verified(environ)
         for name in DATABASE_URLS:
             if environ.get(name):
                 return environ[name]
     return read_run(data).postgres_url
+
+
+def _remembered(text: str, first: int) -> tuple[int, str] | None:
+    if not text:
+        return None
+    found = REMEMBERED.fullmatch(text.lower())
+    if not found:
+        raise typer.BadParameter(f"--expect {text}: give number and SHA-256 as N:HASH")
+    if int(found[1]) < first:
+        raise typer.BadParameter(f"--expect {text}: judged only from checkpoint {first} on")
+    return int(found[1]), found[2]
 
 
 def _headers(path: Path | None) -> dict[str, str]:

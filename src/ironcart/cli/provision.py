@@ -119,7 +119,9 @@ async def _migrate(schema: str, url: str) -> list[str]:
     """Apply what is new of one schema's migrations, with dbmate."""
     database = Database(url, "public", "provision")
     try:
-        await database.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+        # Asked first: IF NOT EXISTS needs the right to make one, also where it is there.
+        if not await database.fetch("SELECT 1 FROM pg_namespace WHERE nspname = $1", schema):
+            await database.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
     finally:
         await database.close()
     folders = _folders(schema)

@@ -85,6 +85,12 @@ async def _ensure_role(connection: Connection, service: str, password: str) -> s
         return f"role {role}: created" + ("" if password else ", without a login")
     if row["mighty"]:
         raise Refused(f"the role {role} may do more than a service should: make it an ordinary one")
+    if row["others"]:
+        others = ", ".join(f'"{each}"' for each in row["others"])
+        raise Refused(
+            f"the role {role} may do what others may, since it is a member:"
+            f' REVOKE {others} FROM "{role}"'
+        )
     return ""
 
 
@@ -144,6 +150,13 @@ async def _ensure_privileges(
     if foreign:
         surplus, lacking = surplus - foreign, lacking - foreign
         told = [f"database {base['name']}: not ours, so it stays as open as its owner left it"]
+        if Held(PUBLIC, CONNECT) not in held:
+            told += [
+                f"{each.role} cannot connect to it: have its owner GRANT"
+                f" {_what(each, base['name'])} TO {each.role}"
+                for each in sorted(foreign & (due - held))
+                if each.privilege == CONNECT
+            ]
     changes = [f"REVOKE {_what(each, base['name'])} FROM {each.role}" for each in sorted(surplus)]
     changes += [f"GRANT {_what(each, base['name'])} TO {each.role}" for each in sorted(lacking)]
     if changes:
@@ -174,8 +187,10 @@ def verifier(password: str) -> str:
 # More than a role of a service may be: such a one could take every other right for itself.
 _ROLE = """
 SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
-       OR pg_has_role(rolname, current_user, 'MEMBER') AS mighty
-FROM pg_roles WHERE rolname = $1
+       OR pg_has_role(rolname, current_user, 'MEMBER') AS mighty,
+       ARRAY(SELECT o.rolname::text FROM pg_auth_members m JOIN pg_roles o ON o.oid = m.roleid
+             WHERE m.member = r.oid ORDER BY 1) AS others
+FROM pg_roles r WHERE rolname = $1
 """
 _DATABASE = """
 SELECT datname AS name, pg_has_role(datdba, 'USAGE') AS ours,

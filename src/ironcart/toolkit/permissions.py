@@ -46,8 +46,10 @@ def of_service(
     for durable in durables:
         place = f"{durable.stream}.{durable.name}"
         allowed += [f"$JS.API.CONSUMER.{what}.{place}" for what in ("INFO", "MSG.NEXT", "RESET")]
-        # In the older form and in the newer, which names domain and account.
-        allowed += [f"$JS.ACK.{place}.>", f"$JS.ACK.*.*.{place}.>"]
+        # In the older form, of nine words, and in the newer, which names domain and account and has
+        # eleven or more. The length tells them apart: as nine words, `$JS.ACK.*.*.ORDERS.payments`
+        # and so on would be the older form of whatever consumer stands in place of the stars.
+        allowed += [f"$JS.ACK.{place}.*.*.*.*.*", f"$JS.ACK.*.*.{place}.*.*.*.*.>"]
     return Permissions(tuple(allowed), (f"{inbox_of(name)}.>",))
 
 

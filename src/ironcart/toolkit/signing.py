@@ -3,15 +3,20 @@
 import hashlib
 import os
 import stat
+import tempfile
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Meta, Struct
 
 from ironcart.toolkit.outcomes import Refused
 
 PUBLIC_SUFFIX = ".pub"
+MARK_SUFFIX = ".last"
 KEY_ID_CHARACTERS = 16
 _PRIVATE_MODE = 0o600
 _PUBLIC_MODE = 0o644
@@ -38,6 +43,39 @@ class Signer:
         except InvalidSignature:
             return False
         return True
+
+
+class Mark(Struct, frozen=True, forbid_unknown_fields=True):
+    """What was signed last: its number, and the sha256 of its text in hex."""
+
+    number: Annotated[int, Meta(ge=1)]
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+def recall(path: Path) -> Mark | None:
+    """Read what `remember` wrote; None when nothing was. Raises `Refused` when it is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Mark)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise Refused(f"{path} does not say what was signed last: put it back") from error
+
+
+def remember(path: Path, mark: Mark) -> None:
+    """Write a mark in the place of the one before, whole and synced; raises `OSError`."""
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(mark) + b"\n")
+            file.flush()
+            os.fsync(descriptor)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> tuple[Signer, str]:

@@ -37,7 +37,10 @@ class Tls:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.server = _for_callers()
-        self.client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=self._ca())
+        try:
+            self.client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=self._ca())
+        except ssl.SSLError as error:
+            raise self._misfit() from error
         self._seen = b""
         self.refresh()
 
@@ -65,10 +68,13 @@ class Tls:
             for context in (self.server, self.client):
                 context.load_cert_chain(*pair)
         except (ssl.SSLError, ValueError) as error:
-            what = f"{CA}, {CERTIFICATE} and {KEY}"
-            raise Refused(f"the certificates in {self._folder} do not fit: {what}") from error
+            raise self._misfit() from error
         self._seen = seen
         return True
+
+    def _misfit(self) -> Refused:
+        what = f"{CA}, {CERTIFICATE} and {KEY}"
+        return Refused(f"the certificates in {self._folder} do not fit: {what}")
 
 
 def _for_callers() -> ssl.SSLContext:

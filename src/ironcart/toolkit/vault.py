@@ -6,6 +6,7 @@ Forgetting a customer is deleting one row: what was encrypted can then never be 
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import os
@@ -14,6 +15,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -28,6 +30,9 @@ CACHED_KEY_LIFE_S = 5.0
 # A key that is forgotten again and again while it is being made: once is rare enough.
 MAKING_ATTEMPTS_MAX = 3
 CONTACT_CHARACTERS_MAX = 4_096
+# When a key does not open, so many of the newest others say whether it is damaged or a master key
+# is missing, which the newest are wrapped by.
+ASKED_KEYS_MAX = 20
 _MARKS = b"ironcart contact marks"
 
 
@@ -80,12 +85,9 @@ class MasterKeys:
         for cipher in self._ciphers:
             try:
                 return cipher.decrypt(nonce, sealed, customer.encode()), cipher is self._ciphers[0]
-            except InvalidTag:
+            except (InvalidTag, ValueError):  # The latter, when it is too short to be anything.
                 continue
-        raise Refused(
-            "IRONCART_MASTER_KEY does not open the vault: use the key it was made with, or add that"
-            " one to IRONCART_MASTER_KEYS_OLD"
-        )
+        raise Refused(_NOT_OPENED)
 
 
 class Vault:
@@ -100,6 +102,13 @@ class Vault:
     async def encrypt(self, contacts: Sequence[tuple[str, Contact]]) -> list[str]:
         """Encrypt contacts of customers in order; a customer met for the first time gets a key."""
         return [each.text for each in await self.seal(contacts)]
+
+    async def lacking(self, customers: Collection[str]) -> set[str]:
+        """Which of these have no key that can be used; all of them where one is damaged."""
+        try:
+            return set(customers) - (await self._keys(customers)).keys()
+        except (Refused, ValueError):
+            return set(customers)
 
     async def seal(self, contacts: Sequence[tuple[str, Contact]]) -> list[Sealed]:
         """Encrypt as `encrypt` does, and mark each contact."""
@@ -121,24 +130,52 @@ class Vault:
     async def decrypt(self, contacts: Sequence[tuple[str, str]]) -> list[Contact | Poison]:
         """Read `(customer, ciphertext)` pairs in order.
 
-        What cannot be read is `Forgotten` when the key is gone, or another `Poison`.
+        What cannot be read is `Forgotten` when the key is gone, or another `Poison`, also when the
+        key itself is damaged. Raises `Refused` when the newest keys of others do not open, either.
         """
-        keys = await self._keys({customer for customer, _ in contacts})
-        found = [_open(keys.get(customer), customer, sealed) for customer, sealed in contacts]
+        found = await self._read(contacts)
         # One who was forgotten and came back has another key than the one in memory.
-        if doubtful := {
-            customer
-            for (customer, _), each in zip(contacts, found, strict=True)
-            if isinstance(each, Poison) and self._cached.pop(customer, None) is not None
-        }:
-            fresh = await self._keys(doubtful)
-            for at, (customer, sealed) in enumerate(contacts):
-                if customer in doubtful and isinstance(found[at], Poison):
-                    found[at] = _open(fresh.get(customer), customer, sealed)
+        if doubtful := [
+            at
+            for at, (customer, _) in enumerate(contacts)
+            if isinstance(found[at], Poison) and customer in self._cached
+        ]:
+            for at in doubtful:
+                self._cached.pop(contacts[at][0], None)
+            fresh = await self._read([contacts[at] for at in doubtful])
+            for at, each in zip(doubtful, fresh, strict=True):
+                found[at] = each
         return found
 
+    async def _read(self, contacts: Sequence[tuple[str, str]]) -> list[Contact | Poison]:
+        keys, shut = await self._opened({customer for customer, _ in contacts})
+        if shut:
+            await self._told_as_damaged(shut)
+        return [
+            Poison("the customer's key is damaged")
+            if customer in shut
+            else _open(keys.get(customer), customer, sealed)
+            for customer, sealed in contacts
+        ]
+
+    async def _told_as_damaged(self, shut: Collection[str]) -> None:
+        """Log whose keys do not open; raises `Refused` when rather a master key is missing."""
+        for row in await self._database.fetch(_NEWEST, sorted(shut), ASKED_KEYS_MAX):
+            with contextlib.suppress(Refused):
+                self._master.unwrap(row["customer_id"], row["wrapped"])
+                structlog.get_logger().error("Keys of customers are damaged", customers=[*shut])
+                return
+        raise Refused(_NOT_OPENED)
+
     async def _keys(self, customers: Collection[str]) -> dict[str, _Key]:
-        now = time.monotonic()
+        known, shut = await self._opened(customers)
+        if shut:
+            raise Refused(_NOT_OPENED)
+        return known
+
+    async def _opened(self, customers: Collection[str]) -> tuple[dict[str, _Key], set[str]]:
+        """The keys of these customers, and whose no master key opens."""
+        now, shut = time.monotonic(), set[str]()
         known = {
             customer: entry[1]
             for customer in customers
@@ -151,11 +188,15 @@ class Vault:
             if len(self._cached) + len(rows) > CACHED_KEYS_MAX:
                 self._cached.clear()
             for row in rows:
-                raw, _ = self._master.unwrap(row["customer_id"], row["wrapped"])
+                try:
+                    raw, _ = self._master.unwrap(row["customer_id"], row["wrapped"])
+                except Refused:
+                    shut.add(row["customer_id"])
+                    continue
                 key = _Key(AESGCM(raw), hmac.digest(raw, _MARKS, hashlib.sha256))
                 known[row["customer_id"]] = key
                 self._cached[row["customer_id"]] = (now + CACHED_KEY_LIFE_S, key)
-        return known
+        return known, shut
 
 
 def key_ring(master_key: str, others: str) -> tuple[str, ...]:
@@ -194,3 +235,13 @@ def _open(key: _Key | None, customer: str, sealed: str) -> Contact | Poison:
         return msgspec.json.decode(clear, type=Contact)
     except (binascii.Error, InvalidTag, ValueError, msgspec.MsgspecError):
         return Poison("the contact cannot be read with the customer's key")
+
+
+_NOT_OPENED = (
+    "IRONCART_MASTER_KEY does not open the vault: use the key it was made with, or add that one to"
+    " IRONCART_MASTER_KEYS_OLD"
+)
+_NEWEST = """
+SELECT customer_id, wrapped FROM keys WHERE customer_id <> ALL($1::text[])
+ORDER BY created_at DESC LIMIT $2
+"""

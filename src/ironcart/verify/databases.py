@@ -74,9 +74,11 @@ FAILING = """
     WHERE NOT EXISTS (SELECT FROM {0}.inbox i
                       WHERE i.stream = f.stream AND i.stream_seq = f.stream_seq)"""
 TRAIL = """
-    SELECT e.stream, e.stream_seq, e.subject, coalesce(e.event_id, '') AS event_id, e.body, l.hash,
-           l.version, e.type, e.aggregate_id, e.headers,
-           (extract(epoch FROM e.stored_at) * 1000000)::bigint AS stored_at_us
+    SELECT e.stream, e.stream_seq, coalesce(e.subject, ''), coalesce(e.event_id, ''),
+           coalesce(e.body, ''), l.hash, l.version, coalesce(e.type, ''),
+           coalesce(e.aggregate_id, ''), coalesce(e.headers, ''),
+           CASE WHEN isfinite(e.stored_at)
+                THEN (extract(epoch FROM e.stored_at) * 1000000)::bigint ELSE -1 END
     FROM audit.entries e LEFT JOIN audit.links l USING (stream, stream_seq)
     ORDER BY e.stream, e.stream_seq"""
 WAITING = {

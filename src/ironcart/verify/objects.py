@@ -52,7 +52,9 @@ class Store:
         parts = urllib.parse.urlsplit(self.url)
         path = f"{parts.path.rstrip('/')}/{number:020d}.json"
         try:
-            async with session.get(parts._replace(path=path).geturl()) as answer:
+            url = parts._replace(path=path).geturl()
+            # The headers are for this store, and for nobody that it names.
+            async with session.get(url, allow_redirects=False) as answer:
                 if answer.status == 404:
                     return None
                 if answer.status != 200:

@@ -1,21 +1,30 @@
 """One stream's entries and links, walked from a known hash on; it stops at the first bad place."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-from ironcart.verify.chain import Entry, genesis, link
+from ironcart.verify.chain import VERSION_OF_BODIES, Entry, genesis, is_named_right, link
 
 # Of each table at a time: a body may have a megabyte.
 ROWS_AT_ONCE = 256
 
 ENTRIES = """
 SELECT stream_seq, subject, event_id, body, type, aggregate_id, headers,
-       (extract(epoch FROM stored_at) * 1000000)::bigint AS stored_at_us
+       CASE WHEN isfinite(stored_at)
+            THEN (extract(epoch FROM stored_at) * 1000000)::bigint END AS stored_at_us
 FROM audit.entries WHERE stream = $1 AND stream_seq > $2 ORDER BY stream_seq"""
 LINKS = """
-SELECT stream_seq, hash, version, linked_at FROM audit.links
+SELECT stream_seq, hash, version FROM audit.links
 WHERE stream = $1 AND stream_seq > $2 ORDER BY stream_seq"""
+# A walk begins at place 1, and would not come by.
+BELOW = """
+SELECT min(seq) FROM (
+  SELECT min(stream_seq) AS seq FROM audit.entries WHERE stream = $1 AND stream_seq < 1
+  UNION ALL SELECT min(stream_seq) FROM audit.links WHERE stream = $1 AND stream_seq < 1
+  UNION ALL SELECT 0 WHERE EXISTS (
+    SELECT FROM audit.entries WHERE stream = $1 AND stream_seq IS NULL)
+  UNION ALL SELECT 0 WHERE EXISTS (
+    SELECT FROM audit.links WHERE stream = $1 AND stream_seq IS NULL)) AS found"""
 
 Connection = Any
 
@@ -45,7 +54,8 @@ class Rows:
 class Walk:
     """How far a stream has been found good: `seq` and its hash; `signed` is covered as well.
 
-    `bad` says what is wrong at `bad_seq`, the first place that does not add up.
+    `bad` says what is wrong at `bad_seq`, the first place that does not add up. After `finish`,
+    `beyond` is where entries go on without links, or 0.
     """
 
     def __init__(self, connection: Connection, stream: str, after: int, digest: bytes) -> None:
@@ -53,9 +63,16 @@ class Walk:
         self.digest = digest or genesis(stream)
         self.walked = 0
         self.bad, self.bad_seq = "", 0
-        self.unsigned_since: datetime | None = None
+        self.beyond = 0
+        self._connection = connection
         self._entries = Rows(connection, ENTRIES, stream, after)
         self._links = Rows(connection, LINKS, stream, after)
+
+    async def look_below(self) -> None:
+        """See that nothing is before the first place."""
+        found = await self._connection.fetchval(BELOW, self.stream)
+        if found is not None:
+            self.bad, self.bad_seq = "no entry or link can be there", found
 
     async def reach(self, target: int, hash_: bytes, checkpoint: int) -> None:
         """Go on to where a checkpoint says that the chain has this hash."""
@@ -76,16 +93,19 @@ class Walk:
 
     async def finish(self) -> None:
         """Go on to the end, where no checkpoint has been yet."""
-        if not self.bad:
-            row = await self._links.peek()
-            self.unsigned_since = row["linked_at"] if row is not None else None
-            await self._go(None)
+        await self._go(None)
+        if not self.bad and (row := await self._entries.peek()) is not None:
+            self.beyond = row["stream_seq"]
 
     async def _go(self, target: int | None) -> None:
         entries, links = self._entries, self._links
         while not self.bad and (target is None or self.seq < target):
             expected = self.seq + 1
             found, chained = await entries.peek(), await links.peek()
+            for row, what in ((found, "entries"), (chained, "links")):
+                if row is not None and row["stream_seq"] < expected:
+                    self.bad, self.bad_seq = f"there are two {what}", row["stream_seq"]
+                    return
             if chained is None:
                 return
             if found is None or found["stream_seq"] > expected:
@@ -99,6 +119,9 @@ class Walk:
                 links.step()
 
     def _add(self, found: Any, chained: Any) -> None:
+        if None in found.values():
+            self._stop("its entry has lost a value")
+            return
         entry = Entry(
             self.stream,
             found["stream_seq"],
@@ -115,6 +138,9 @@ class Walk:
         digest = link(self.digest, entry)
         if digest != entry.hash:
             self._stop("its entry or its link is not what it was")
+            return
+        if entry.version == VERSION_OF_BODIES and not is_named_right(entry):
+            self._stop("its type or its aggregate is not what its body says")
             return
         self.seq, self.digest = entry.seq, digest
         self.walked += 1

@@ -131,9 +131,11 @@ def _rounds(database: Database, settings: Settings) -> Rounds:
             "The audit trail is not signed: whoever rules the database can rewrite it; make a key"
             " with `ironcart audit keygen` and set IRONCART_AUDIT_SIGNING_KEY_FILE"
         )
+    key = Path(settings.audit_signing_key_file)
     plan = Plan(
         streams=STREAM_NAMES,
         signer=signer,
+        mark_file=key.with_name(key.name + signing.MARK_SUFFIX) if signer is not None else None,
         target=settings.target(),
         every_s=settings.audit_checkpoint_every_s,
         every_entries=settings.audit_checkpoint_every_entries,

@@ -112,16 +112,25 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Come in, or hear that there is no room."""
         super().connection_made(transport)
-        self.inside = self._room.enter(self, self.loop.time())
-        if self.inside:
+        if self.inside or self.come_in(transport):
             self._set_alarm()
         else:
             self._refuse(503, "too many connections: come back soon", retry_after(1.0))
 
+    def come_in(self, transport: asyncio.Transport) -> bool:
+        """Be counted, before the handshake where there is one; False when there is no room."""
+        self.transport = transport
+        self.inside = self._room.enter(self, self.loop.time())
+        return self.inside
+
+    def go(self) -> None:
+        """Be counted no more."""
+        self._room.leave(self)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave the room."""
         super().connection_lost(exc)
-        self._room.leave(self)
+        self.go()
         for alarm in (self._alarm, self._unread_alarm):
             if alarm is not None:
                 alarm.cancel()
@@ -217,7 +226,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head has arrived: the app may begin, unless it is refused at the door."""
         self._in_head = False
-        plain = self.url.startswith(b"/") and b"%" not in self.url
+        plain = self.url.startswith(b"/") and b"%" not in self.url and b"#" not in self.url
         if plain and self._is_idle():  # Else the app itself asks.
             method, path = self.parser.get_method().decode(), self.url.partition(b"?")[0]
             address = self.client[0] if self.client else ""

@@ -33,6 +33,7 @@ from ironcart.toolkit.outcomes import Unavailable
 RETRY_AFTER_S = 1
 # As nearly all are written; any other host is Litestar's to judge.
 _USUAL_HOST = re.compile(rb"[A-Za-z0-9.:\[\]-]*\Z")
+_SLASHES = re.compile("//+")
 
 _Request = Request[Any, Any, Any]
 Route = tuple[str, str]
@@ -94,10 +95,12 @@ class Front:
     def enter(
         self, method: str, path: str, headers: Headers, address: str, *, last: bool = False
     ) -> Pass | Problem | None:
-        """Ask at the gate, then at the path's door; a slash at the end makes no difference.
+        """Ask at the gate, then at the path's door; slashes too many make no difference.
 
         None: only the app can tell, for it can wait.
         """
+        if "//" in path:  # Litestar takes them for one.
+            path = _SLASHES.sub("/", path)
         route = (method, path.rstrip("/"))
         door = self._doors.get(route)
         if self._gate is None:

@@ -12,6 +12,7 @@ import uvicorn
 
 from ironcart.toolkit.http.connection import CONNECTIONS_MAX, Connection, Room
 from ironcart.toolkit.http.front import Front
+from ironcart.toolkit.http.handshake import over_tls
 from ironcart.toolkit.outcomes import Refused
 from ironcart.toolkit.tls import Tls
 
@@ -44,6 +45,9 @@ class Server(uvicorn.Server):
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = Room(max(1, min(CONNECTIONS_MAX, files - FILES_RESERVED)))
         protocol: Any = partial(Connection, room=room, front=app)
+        if tls is not None:
+            # Not by uvicorn, where a connection counts from the end of its handshake only.
+            protocol = over_tls(protocol, tls.server)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -62,7 +66,6 @@ class Server(uvicorn.Server):
             )
         )
         self.config.load()
-        self.config.ssl = None if tls is None else tls.server
         self._taken = taken
         self._over = asyncio.Event()
 

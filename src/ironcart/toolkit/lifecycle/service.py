@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from ironcart.toolkit.http import Endpoint, Gate
-from ironcart.toolkit.http.access.apikeys import RATE_PER_S_MAX
+from ironcart.toolkit.http.access.apikeys import RATE_PER_S_MAX, RATE_PER_S_MIN
 from ironcart.toolkit.loop import Chassis, RawSubscription, Subscription
 from ironcart.toolkit.recovery import Memory
 from ironcart.toolkit.tables import Tables
@@ -33,7 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: Port = 8080
     auth: Annotated[str, Meta(pattern=r"^(on|off)\Z")] = "on"
     api_keys_file: str = ""
-    api_rate_per_s: Annotated[float, Meta(gt=0, le=RATE_PER_S_MAX)] = API_RATE_PER_S
+    api_rate_per_s: Annotated[float, Meta(ge=RATE_PER_S_MIN, le=RATE_PER_S_MAX)] = API_RATE_PER_S
     oidc_issuer: str = ""
     oidc_audience: str = ""
     oidc_jwks_url: str = ""

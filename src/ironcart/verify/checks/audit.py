@@ -2,7 +2,7 @@
 
 import hashlib
 
-from ironcart.verify.chain import Entry, genesis, link
+from ironcart.verify.chain import VERSION_OF_BODIES, Entry, genesis, is_named_right, link
 from ironcart.verify.checks.histories import Histories
 from ironcart.verify.facts import DEAD_LETTERS, Event, StreamFacts
 from ironcart.verify.findings import Faults, Finding
@@ -42,6 +42,8 @@ class Trail:
             self.faults.add("no link in the chain", where)
         elif entry.hash != link(previous, entry):
             self.faults.add("the chain does not add up", where)
+        elif entry.version == VERSION_OF_BODIES and not is_named_right(entry):
+            self.faults.add("audited under another type or aggregate", where)
         # Going on from what is stored shows each broken link once, not all that follow it.
         self._hash[entry.stream] = entry.hash or link(previous, entry)
         facts = self.streams.get(entry.stream)

@@ -23,10 +23,12 @@ class Target(Protocol):
     async def after(self, number: int) -> list[str]:
         """Some of the lines above a number, oldest first; raises `Unavailable`."""
 
-    async def add(self, sheets: Sequence[Sheet]) -> bool:
-        """Add these, in order; what is there already stays. False when other bytes are there.
+    async def add(self, sheets: Sequence[Sheet]) -> int | None:
+        """Add these, in order, whose numbers follow each other; what is there already stays.
 
-        Raises `Unavailable` when it may not have come to an end: it is done again, then.
+        Returns the highest number that is there, which lies below them all, and nothing was added,
+        when the one before them is not there. None when other bytes are there. Raises
+        `Unavailable` when it may not have come to an end: it is done again, then.
         """
 
     async def close(self) -> None:

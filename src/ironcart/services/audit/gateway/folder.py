@@ -37,8 +37,11 @@ class Folder:
         """Some of the lines above a number, oldest first."""
         return await _aside(self._after, number)
 
-    async def add(self, sheets: Sequence[Sheet]) -> bool:
-        """Add these, in order, synced before it returns; what is there already stays."""
+    async def add(self, sheets: Sequence[Sheet]) -> int | None:
+        """Add these after what is there, synced before it returns; returns where it ends then.
+
+        None when other bytes are there, or when they would not come last.
+        """
         return await _aside(self._add, sheets)
 
     async def close(self) -> None:
@@ -52,9 +55,11 @@ class Folder:
 
     def _last(self) -> tuple[int, str]:
         for file in reversed(self._files()):
-            for line in reversed(_lines(file, TAIL_BYTES)):
-                if number := _number(line):
-                    return number, line
+            # The whole file, should its end be nothing but what somebody else has left there.
+            for tail_bytes in (TAIL_BYTES, None):
+                for line in reversed(_lines(file, tail_bytes)):
+                    if number := _number(line):
+                        return number, line
         return 0, ""
 
     def _after(self, number: int) -> list[str]:
@@ -67,20 +72,27 @@ class Folder:
         # A line may be there twice where a lock did not hold.
         return list(dict.fromkeys(line for lines in reversed(found) for line in lines))[:READ_MAX]
 
-    def _add(self, sheets: Sequence[Sheet]) -> bool:
+    def _add(self, sheets: Sequence[Sheet]) -> int | None:
+        if sheets[0].number == 1:
+            # Only for the first: later, a folder that is not there is a volume that is away.
+            self._path.mkdir(parents=True, exist_ok=True)
         with self._alone():
             last, line = self._last()
             if any(sheet.number == last and sheet.line != line for sheet in sheets):
-                return False
-            for day in sorted({sheet.day for sheet in sheets if sheet.number > last}):
-                lines = [s.line for s in sheets if s.number > last and s.day == day]
+                return None
+            fresh = [sheet for sheet in sheets if sheet.number > last]
+            if not fresh or fresh[0].number > last + 1:
+                return last
+            if any(file.stem > fresh[0].day for file in self._files()):
+                return None  # Days never go back: a file of a later one is not ours.
+            for day in sorted({sheet.day for sheet in fresh}):
+                lines = [sheet.line for sheet in fresh if sheet.day == day]
                 _append(self._path / f"{day}{SUFFIX}", "".join(f"{line}\n" for line in lines))
-        return True
+            return fresh[-1].number
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One process at a time looks for the end and writes there."""
-        self._path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -108,12 +120,12 @@ def _lines(file: Path, tail_bytes: int | None = None) -> list[str]:
 
 
 def _number(line: str) -> int:
-    """The number of a checkpoint; 0 for what a crash has left of one."""
+    """The number of a checkpoint; 0 for what a crash has left of one, or somebody else."""
     try:
         number = json.loads(line)["number"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return 0
-    return number if isinstance(number, int) else 0
+    return number if isinstance(number, int) and number > 0 else 0
 
 
 def _append(file: Path, text: str) -> None:

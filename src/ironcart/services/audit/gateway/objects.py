@@ -2,6 +2,8 @@
 
 The store has to know `If-None-Match: *`, as S3, MinIO, Azure Blob and others do. What it wants to
 see in a request's headers comes from a file, so that whoever renews a token only writes that file.
+Headers that are the same for each request cannot sign one, so S3 and MinIO need a proxy that does.
+A missing object has to be a 404: S3 says 403 to who may not list the bucket, and nothing is signed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,8 +52,14 @@ class Objects:
             found.append(line)
         return found
 
-    async def add(self, sheets: Sequence[Sheet]) -> bool:
-        """Add these, in order; False when another object of that number is there."""
+    async def add(self, sheets: Sequence[Sheet]) -> int | None:
+        """Add these, in order, if the one before them is there; returns the highest of them.
+
+        Lower when it is not there, and None when another object of a number is there.
+        """
+        before = sheets[0].number - 1
+        if before and await self._get(before) is None:
+            return await self.last(before)
         for sheet in sheets:
             status, _ = await self._ask("PUT", sheet.number, f"{sheet.line}\n".encode())
             if status in TAKEN:
@@ -59,10 +67,10 @@ class Objects:
                 if kept is None:
                     raise Unavailable(f"the store of checkpoints answers {status} to a new object")
                 if kept != sheet.line:
-                    return False
+                    return None
             elif not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
                 raise Unavailable(f"the store of checkpoints answers {status}")
-        return True
+        return sheets[-1].number
 
     async def close(self) -> None:
         """Close kept connections."""
@@ -106,6 +114,8 @@ class Objects:
             lines = self._headers_file.read_text().splitlines()
         except OSError as error:
             raise Unavailable(f"{self._headers_file}: {error.strerror}") from error
+        except ValueError as error:
+            raise Unavailable(f"{self._headers_file} is not UTF-8") from error
         pairs = [line.partition(":") for line in lines if line.strip()]
         return {name.strip(): value.strip() for name, _, value in pairs}
 

@@ -19,11 +19,12 @@ from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from ironcart.services.audit.store import Last, Store
-from ironcart.toolkit.signing import Signer
+from ironcart.toolkit.signing import Mark, Signer
 
 FORMAT = 1
 BEFORE_THE_FIRST = "0" * 64
 LINE_CHARACTERS_MAX = 16_384
+FOLLOWED_AT_ONCE_MAX = 1_000
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -63,9 +64,8 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Stand(Enum):
-    """What came of an attempt to sign."""
+    """Why nothing was signed."""
 
-    SIGNED = "signed"
     # Another replica has done it, or nothing has moved.
     RESTS = "rests"
     # The chain has not come as far again as was signed: the database is an older one.
@@ -106,6 +106,11 @@ def digest_of(checkpoint: Checkpoint | None) -> str:
     return hashlib.sha256(text_of(checkpoint)).hexdigest()
 
 
+def mark_of(checkpoint: Checkpoint) -> Mark:
+    """What to keep in mind of it."""
+    return Mark(checkpoint.number, digest_of(checkpoint))
+
+
 def read(line: str | bytes) -> Checkpoint | None:
     """Read a line; None when it is no checkpoint that we could have written."""
     try:
@@ -128,6 +133,14 @@ def follows(checkpoint: Checkpoint, last: Checkpoint | None) -> bool:
     """Whether it comes right after `last`."""
     number = last.number if last else 0
     return checkpoint.number == number + 1 and checkpoint.previous == digest_of(last)
+
+
+def short_of(last: Checkpoint | None, heads: Sequence[Last]) -> str:
+    """The first stream whose chain ends before what was signed last of it, or ""."""
+    ends = {head.stream: head.stream_seq for head in heads}
+    signed_heads = last.heads if last is not None else []
+    short = (head.stream for head in signed_heads if ends.get(head.stream, 0) < head.stream_seq)
+    return next(short, "")
 
 
 def next_after(
@@ -158,19 +171,20 @@ async def sign(
     streams: Sequence[str],
     due: Due,
     *,
-    trusted: datetime,
+    trusted: tuple[datetime, str | None],
     now: datetime,
-) -> Stand:
+) -> Checkpoint | Stand:
     """Sign where the chains stand, if it is due; for a transaction of its own.
 
     One replica at a time: the lock is held until the commit, and the number is the table's key.
-    `trusted` is since when the database runs that was last compared with the export.
+    `trusted` is since when the database runs that was last compared with the export, and the newest
+    checkpoint in it that was found to follow from what is remembered: none other is built on.
     """
     await store.lock_checkpoints()
     # A statement of its own, to see what the one before us has committed.
     standing = await store.standing(streams)
     last = read(standing.line) if standing.line is not None else None
-    if standing.started_at != trusted or not due.met(last, standing.heads):
+    if (standing.started_at, standing.line) != trusted or not due.met(last, standing.heads):
         return Stand.RESTS
     if standing.line is not None and (stand := await _hindrance(store, last, signer)):
         return stand
@@ -178,7 +192,7 @@ async def sign(
     if not await store.insert_checkpoint(checkpoint.number, checkpoint.key, line_of(checkpoint)):
         return Stand.RESTS
     signed.inc()
-    return Stand.SIGNED
+    return checkpoint
 
 
 async def _hindrance(store: Store, last: Checkpoint | None, signer: Signer) -> Stand | None:
@@ -207,21 +221,49 @@ async def _still_holds(store: Store, last: Checkpoint) -> bool:
     return True
 
 
-async def adopt(store: Store, lines: Sequence[str], signer: Signer) -> bool:
+async def leads(store: Store, mark: Mark, number: int) -> bool:
+    """Whether the checkpoint that was marked is in the database, and from there up to `number`,
+    where that is higher, each one follows the one before."""
+    last: Checkpoint | None = None
+    at, end = mark.number - 1, max(number, mark.number)
+    while at < end:
+        lines = await store.checkpoints_after(at, min(end - at, FOLLOWED_AT_ONCE_MAX))
+        for line in lines:
+            found = read(line)
+            if found is None:
+                return False
+            if not (follows(found, last) if last is not None else mark_of(found) == mark):
+                return False
+            last, at = found, found.number
+        if not lines:
+            return False
+    return True
+
+
+async def adopt(store: Store, lines: Sequence[str], signer: Signer) -> list[str] | None:
     """Take over checkpoints that were exported and are not in the database, which was restored to
-    an earlier moment. False, and nothing more is taken, at one that does not follow."""
+    an earlier moment: up to the last one of our key, which vouches for all before it.
+
+    Returns the lines of other keys after that one, which are not taken: give them again with what
+    follows. None, and nothing is taken, when one of them does not follow.
+    """
     await store.lock_checkpoints()
     newest = await store.last_line()
     last = read(newest) if newest is not None else None
+    fresh: list[tuple[Checkpoint, str]] = []
+    vouched = 0
     for line in lines:
         checkpoint = read(line)
         if checkpoint is not None and last is not None and checkpoint.number <= last.number:
             continue  # Another replica was first.
-        genuine = checkpoint is not None and (
-            checkpoint.key != signer.key_id or is_signed(checkpoint, signer)
-        )
-        if checkpoint is None or not genuine or not follows(checkpoint, last):
-            return False
-        await store.insert_checkpoint(checkpoint.number, checkpoint.key, line)
+        if checkpoint is None or not follows(checkpoint, last):
+            return None
+        fresh.append((checkpoint, line))
+        if checkpoint.key == signer.key_id:
+            if not is_signed(checkpoint, signer):
+                return None
+            vouched = len(fresh)
         last = checkpoint
-    return True
+    for checkpoint, line in fresh[:vouched]:
+        await store.insert_checkpoint(checkpoint.number, checkpoint.key, line)
+    return [line for _, line in fresh[vouched:]]

@@ -1,6 +1,7 @@
 """Following an order: who waits for its next change, and its events as a stream (SSE)."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
@@ -11,6 +12,7 @@ from ironcart.services.orders.api.views import as_of, view
 from ironcart.services.orders.handlers.table import TERMINAL
 from ironcart.services.orders.store import Order
 from ironcart.toolkit.envelope import encode_json
+from ironcart.toolkit.http import Caller, Scope
 from ironcart.toolkit.loop.rounds import Rounds
 
 # Another replica's changes are not heard here: look now and then, for everybody at once.
@@ -20,6 +22,8 @@ COMMENT_EVERY_S = 15.0
 ALLOWED_EVERY_S = 1.0
 # Those who follow an order, and those who wait for one with `Prefer: wait`.
 FOLLOWERS_MAX = 1_000
+# One storefront has at most this part of the places, so that others can follow theirs.
+FOLLOWERS_SHARE = 1 / 4
 
 followers = Gauge("ironcart_order_followers", "callers who follow an order or wait for its end")
 
@@ -31,11 +35,18 @@ class Changes:
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._versions: dict[str, tuple[int, str]] = {}
         self._count = 0
+        self._of_callers: Counter[str] = Counter()
 
     @property
     def full(self) -> bool:
         """Whether as many follow as may."""
         return self._count >= FOLLOWERS_MAX
+
+    def full_for(self, caller: Caller) -> bool:
+        """Whether there is no place for this caller: operators may take all, others a share."""
+        if self.full or caller.scope is Scope.OPERATOR:
+            return self.full
+        return self._of_callers[caller.id] >= FOLLOWERS_MAX * FOLLOWERS_SHARE
 
     @property
     def followed(self) -> list[str]:
@@ -56,17 +67,21 @@ class Changes:
         self.tell(changed)
 
     @contextmanager
-    def following(self, order_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set at each change of this order."""
+    def following(self, order_id: str, caller: Caller) -> Iterator[asyncio.Event]:
+        """An event that is set at each change of this order; counts as a place of the caller's."""
         event = asyncio.Event()
         self._waiting.setdefault(order_id, set()).add(event)
         self._count += 1
+        self._of_callers[caller.id] += 1
         followers.set(self._count)
         try:
             yield event
         finally:
             self._count -= 1
             followers.set(self._count)
+            self._of_callers[caller.id] -= 1
+            if not self._of_callers[caller.id]:
+                del self._of_callers[caller.id]
             self._waiting[order_id].discard(event)
             if not self._waiting[order_id]:
                 del self._waiting[order_id]
@@ -94,9 +109,9 @@ class Follower:
                 self._changes.compare(await store.versions(followed))
         return False
 
-    async def until_terminal(self, order_id: str, wait_s: float) -> Order | None:
+    async def until_terminal(self, order_id: str, wait_s: float, caller: Caller) -> Order | None:
         """The order once it has ended, or as it stands after `wait_s`."""
-        with self._changes.following(order_id) as changed, suppress(TimeoutError):
+        with self._changes.following(order_id, caller) as changed, suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while (
                     order := await self._reads.find(order_id)
@@ -109,14 +124,14 @@ class Follower:
         return await self._reads.find(order_id)
 
     async def events(
-        self, order: Order, after_version: int, allowed: Callable[[], bool]
+        self, order: Order, after_version: int, caller: Caller, allowed: Callable[[], bool]
     ) -> AsyncIterator[bytes]:
         """An order's events after a version, as they are told, until it has ended.
 
         Also ends soon after whoever follows is not `allowed` to any more.
         """
         base = view(order)
-        with self._changes.following(order.order_id) as changed:
+        with self._changes.following(order.order_id, caller) as changed:
             while not self._draining.is_set():
                 async with self._reads.store() as store:
                     told = await store.told(order.order_id, after_version)

@@ -67,9 +67,10 @@ class Api:
         leave_early(request)
         body: Any = accepted.body
         # Where too many wait already, the order is accepted all the same, and not waited for.
-        if (wait_s := read_wait_s(request)) and not self._changes.full:
+        caller = request.caller
+        if (wait_s := read_wait_s(request)) and not self._changes.full_for(caller):
             with suppress(Unavailable):  # The order is accepted, whatever becomes of the waiting.
-                order = await self._follower.until_terminal(accepted.order_id, wait_s)
+                order = await self._follower.until_terminal(accepted.order_id, wait_s, caller)
                 body = body if order is None else view(order)
         return json_response(body, 202, {"Location": f"/orders/{accepted.order_id}"})
 
@@ -169,8 +170,11 @@ class Api:
         order = await self._find(request)
         if self._changes.full:
             raise Problem(503, "too many follow orders already", headers=retry_after(1.0))
+        caller = request.caller
+        if self._changes.full_for(caller):
+            raise Problem(429, "you follow too many orders already", headers=retry_after(1.0))
         last = request.headers.get("last-event-id", "")
         after = int(last) if re.fullmatch("[0-9]{1,9}", last) else 0
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        told = self._follower.events(order, after, request.still_allowed)
+        told = self._follower.events(order, after, caller, request.still_allowed)
         return Stream(told, media_type="text/event-stream", headers=headers)

@@ -7,14 +7,14 @@ from decimal import Decimal
 import msgspec
 from msgspec import Struct
 
-from ironcart.events import OrderCreated, Requested, money
+from ironcart.events import Item, OrderCreated, Requested, money
 from ironcart.services.orders.handlers.check import CurrencyCode, Draft
 from ironcart.services.orders.handlers.table import Status
 from ironcart.services.orders.store import REMEMBERED, Key, Order, Store
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.envelope import Name, encode_json
 from ironcart.toolkit.history import Cause, Commit, History
-from ironcart.toolkit.outcomes import Fact, Refused
+from ironcart.toolkit.outcomes import Fact, Poison, Refused
 from ironcart.toolkit.vault import Contact, Sealed, Vault
 
 PENDING = "pending"
@@ -146,19 +146,51 @@ async def accept(
 
     A request whose customer's key is damaged is `Unsealed`, and does not hold up the others.
     """
+    repeats = await _repeats(requests, database, vault)
+    requests = [each for at, each in enumerate(requests) if at not in repeats]
     contacts = await _sealed(requests, vault)
     prepared = [
         prepare(request, new_id(), contact)
         for request, contact in zip(requests, contacts, strict=True)
         if not isinstance(contact, Unsealed)
     ]
-    answers = iter(await _write(prepared, database, history, publish) if prepared else ())
-    return [each if isinstance(each, Unsealed) else next(answers) for each in contacts]
+    answers = iter(await _write(prepared, database, vault, history, publish) if prepared else ())
+    verdicts: list[Verdict] = [
+        each if isinstance(each, Unsealed) else next(answers) for each in contacts
+    ]
+    for at in sorted(repeats):
+        verdicts.insert(at, repeats[at])
+    return verdicts
+
+
+async def _repeats(
+    requests: Sequence[Request], database: Database, vault: Vault
+) -> dict[int, Answer | KeyReused]:
+    """Answer, by their places, repeats for which a customer's key would have to be made or mended.
+
+    Whoever was forgotten gets a key by a new order, and not because an old one is asked for again.
+    """
+    customers = {each.draft.customer_id for each in requests if each.key and each.draft.contact}
+    lacking = await vault.lacking(customers) if customers else None
+    if not lacking:
+        return {}
+    asked = {
+        at: Key(each.caller, each.key, b"", "", b"")
+        for at, each in enumerate(requests)
+        if each.key and each.draft.contact and each.draft.customer_id in lacking
+    }
+    async with database.acquire() as connection:
+        store = Store(connection)
+        known = await store.keys([*asked.values()])
+        places = [at for at, key in asked.items() if (key.caller, key.key) in known]
+        repeated = [(requests[at], known[asked[at].caller, asked[at].key]) for at in places]
+        return dict(zip(places, await _compared(repeated, store, vault), strict=True))
 
 
 async def _write(
     prepared: Sequence[_Prepared],
     database: Database,
+    vault: Vault,
     history: History,
     publish: Callable[[Commit], object],
 ) -> list[Answer | KeyReused]:
@@ -173,6 +205,9 @@ async def _write(
         taken = first.keys() - free
         known = await store.keys([first[key] for key in taken]) if taken else {}
         known |= {key: first[key] for key in free}
+        answers = [_answer(each, known, _is_new(each, first, free)) for each in prepared]
+        # Before the commit: what fails after it would deny orders that are accepted.
+        await _look_closer(prepared, answers, known, store, vault)
         new = [each for each in prepared if _is_new(each, first, free)]
         if new:
             await store.add([each.order for each in new])
@@ -180,7 +215,26 @@ async def _write(
             commit = await history.record(connection, facts)
     if commit is not None:
         publish(commit)
-    return [_answer(each, known, _is_new(each, first, free)) for each in prepared]
+    return answers
+
+
+async def _look_closer(
+    prepared: Sequence[_Prepared],
+    answers: list[Answer | KeyReused],
+    known: dict[tuple[str, str], Key],
+    store: Store,
+    vault: Vault,
+) -> None:
+    """Compare what fingerprints call another body with the orders themselves."""
+    repeated = {
+        at: (each.request, known[each.key.caller, each.key.key])
+        for at, each in enumerate(prepared)
+        if each.key is not None and isinstance(answers[at], KeyReused)
+    }
+    if repeated:
+        found = await _compared([*repeated.values()], store, vault)
+        for at, answer in zip(repeated, found, strict=True):
+            answers[at] = answer
 
 
 def _is_new(each: _Prepared, first: dict[tuple[str, str], Key], free: set[tuple[str, str]]) -> bool:
@@ -194,11 +248,61 @@ def _answer(each: _Prepared, known: dict[tuple[str, str], Key], is_new: bool) ->
     if each.key is None or is_new:
         return Answer(each.order.order_id, each.body)
     kept = known[each.key.caller, each.key.key]
-    # As it was made once, contact and all, and is kept with older orders.
-    former = hashlib.sha256(encode_json(each.request.draft)).digest()
-    if kept.fingerprint not in (each.key.fingerprint, former):
+    if kept.fingerprint not in (each.key.fingerprint, _former(each.request.draft)):
         return KeyReused()
     return Answer(kept.order_id, kept.answer, replayed=True)
+
+
+def _former(draft: Draft) -> bytes:
+    """A fingerprint as it was made once, contact and all, and is kept with older orders."""
+    return hashlib.sha256(encode_json(draft)).digest()
+
+
+async def _compared(
+    repeated: Sequence[tuple[Request, Key]], store: Store, vault: Vault
+) -> list[Answer | KeyReused]:
+    """Compare requests with the orders that their keys stand for, when fingerprints cannot tell.
+
+    A fingerprint dies with the customer's key, the idempotency key must not: a contact that nobody
+    can read any more agrees with every other one, else a retry would be told to order again.
+    """
+    orders = await store.placed([kept.order_id for _, kept in repeated])
+    sealed = [
+        (order.customer_id, order.contact)
+        for order in orders.values()
+        if order.customer_id is not None and order.contact is not None
+    ]
+    readable = dict(zip(sealed, await _read(sealed, vault), strict=True))
+    verdicts: list[Answer | KeyReused] = []
+    for request, kept in repeated:
+        order, draft = orders.get(kept.order_id), request.draft
+        same = kept.fingerprint == _former(draft)
+        if order is not None and not same and _agree(order, draft):
+            contact = readable.get((draft.customer_id, order.contact or ""))
+            same = contact is None or contact == draft.contact
+        answer = Answer(kept.order_id, kept.answer, replayed=True)
+        verdicts.append(answer if same else KeyReused())
+    return verdicts
+
+
+def _agree(order: Order, draft: Draft) -> bool:
+    """Whether an order is what a draft asks for, whoever is to be written to."""
+    placed = (order.customer_id, order.currency, order.amount_minor, order.payment_method)
+    asked = (draft.customer_id, draft.currency, draft.amount_minor, draft.payment_method)
+    items = msgspec.json.decode(order.items or b"[]", type=tuple[Item, ...])
+    reachable = order.contact is not None
+    return placed == asked and items == draft.items and reachable == (draft.contact is not None)
+
+
+async def _read(sealed: Sequence[tuple[str, str]], vault: Vault) -> list[Contact | None]:
+    """Read contacts; None where the customer's key is gone, is another one, or is damaged."""
+    try:
+        found = await vault.decrypt(sealed)
+        return [None if isinstance(each, Poison) else each for each in found]
+    except (Refused, ValueError):
+        if len(sealed) == 1:
+            return [None]
+        return [contact for each in sealed for contact in await _read([each], vault)]
 
 
 async def _sealed(requests: Sequence[Request], vault: Vault) -> list[Sealed | Unsealed | None]:

@@ -21,6 +21,9 @@ from ironcart.toolkit.jobs import Jobs
 
 # It is kept for ever, and in the clear: a mail address has no place in it.
 REASON_PATTERN = r"^[^\x00@]{0,255}\Z"
+# Refunds that were made before that may be asked for again: the @ waits until the key is known.
+_REASON_READ = r"^[^\x00]{0,255}\Z"
+_REASON_FAULT = Fault("/reason", "use at most 255 characters, no NUL and no @")
 KEY_REUSED = "this Idempotency-Key was used with another body: use a new key"
 _NAMESPACE: Final = uuid.UUID("5b0c7c0e-2f0e-5d57-9f06-0c1d2b7f5a10")
 # A JSON number as it was written, without an exponent: floats never see money.
@@ -70,7 +73,10 @@ class Request:
 
 
 def read_refund(body: bytes) -> tuple[Decimal | None, str] | list[Fault]:
-    """Read amount and reason, or everything that is wrong; raises `msgspec.DecodeError`."""
+    """Read amount and reason, or everything that is wrong; raises `msgspec.DecodeError`.
+
+    Whether the reason is one that a new refund may have, `ask` says.
+    """
     try:
         fields = msgspec.json.decode(body, type=dict[str, Raw])
     except msgspec.ValidationError:
@@ -91,8 +97,8 @@ def read_refund(body: bytes) -> tuple[Decimal | None, str] | list[Fault]:
             reason = msgspec.json.decode(fields["reason"], type=str)
         except msgspec.MsgspecError:
             faults.append(Fault("/reason", "must be a string"))
-        if not re.match(REASON_PATTERN, reason):
-            faults.append(Fault("/reason", "use at most 255 characters, no NUL and no @"))
+        if not re.match(_REASON_READ, reason):
+            faults.append(_REASON_FAULT)
     return sorted(faults, key=lambda fault: fault.pointer) or (amount, reason)
 
 
@@ -135,6 +141,8 @@ async def ask(
     payment = (await store.lock([order_id])).get(order_id)
     if (answered := await _answered(request, connection)) is not None:
         return answered
+    if not re.match(REASON_PATTERN, request.reason):
+        return Problem(400, "the refund is not valid", faults=[_REASON_FAULT])
     if payment is None:
         return Problem(404, f"payments has not heard of order {order_id}")
     units = allow(payment, request.amount)

@@ -29,6 +29,8 @@ PREFIX: Final = b"ick_"
 ID_BYTES: Final = 8
 SECRET_BYTES: Final = 32
 FILE_BYTES_MAX: Final = 1024 * 1024
+# A request in 17 minutes; with much less, times to wait are no numbers any more.
+RATE_PER_S_MIN: Final = 0.001
 RATE_PER_S_MAX: Final = 1_000_000.0
 BURST_MAX: Final = 10_000_000
 Stamp = tuple[int, int, int]
@@ -41,7 +43,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     name: Name
     scope: Scope
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    rate_per_s: Annotated[float, Meta(gt=0, le=RATE_PER_S_MAX)] | None = None
+    rate_per_s: Annotated[float, Meta(ge=RATE_PER_S_MIN, le=RATE_PER_S_MAX)] | None = None
     burst: Annotated[int, Meta(ge=1, le=BURST_MAX)] | None = None
     expires_at: Annotated[datetime, Meta(tz=True)] | None = None
 
@@ -118,6 +120,7 @@ class KeyRing:
     def __init__(self, path: Path, rate_per_s: float) -> None:
         self._path, self._rate_per_s = path, rate_per_s
         self._keys: dict[bytes, Key] = {}
+        self._said = ""
         self._stamp = self._stamp_now()
         self._take(read_file(path))
 
@@ -135,17 +138,24 @@ class KeyRing:
         return same and not key.expired()
 
     def look(self) -> None:
-        """Read the file again if it has changed; a damaged one changes nothing, and is logged."""
+        """Read the file again if it has changed; one that cannot be read changes nothing.
+
+        That is logged once, and the file is read again at every look until it is good.
+        """
         stamp = self._stamp_now()
         if stamp == self._stamp:
+            self._said = ""
             return
         try:
             self._take(read_file(self._path))
         except Refused as error:
-            structlog.get_logger().error("API keys stay as they were", error=str(error))
+            if str(error) != self._said:
+                structlog.get_logger().error("API keys stay as they were", error=str(error))
+            self._said = str(error)
         else:
             structlog.get_logger().info("API keys read again", keys=len(self._keys))
-        self._stamp = stamp
+            # Only what was read is not read again: leave to read a file changes no stamp of it.
+            self._stamp, self._said = stamp, ""
 
     def _stamp_now(self) -> Stamp | None:
         try:
@@ -155,7 +165,10 @@ class KeyRing:
         return found.st_mtime_ns, found.st_ino, found.st_size
 
     def _take(self, file: KeyFile) -> None:
-        self._keys = {entry.id.encode(): self._key(entry) for entry in file.keys}
+        try:
+            self._keys = {entry.id.encode(): self._key(entry) for entry in file.keys}
+        except (OverflowError, ValueError) as error:
+            raise Refused(f"API keys: {self._path} has a number out of range: {error}") from error
 
     def _key(self, entry: Entry) -> Key:
         rate_per_s = entry.rate_per_s or self._rate_per_s

@@ -211,6 +211,8 @@ def _place(address: str) -> str:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if ip.version == 4:
+    if isinstance(ip, ipaddress.IPv4Address):
         return address
+    if ip.ipv4_mapped is not None:  # Whoever listens at :: sees IPv4 so.
+        return str(ip.ipv4_mapped)
     return str(ipaddress.ip_network((ip, IPV6_PREFIX_BITS), strict=False))

@@ -46,7 +46,8 @@ class Tokens:
         if generation != self._generation:
             self._known, self._generation = {}, generation
         name = hashlib.sha256(token).digest()
-        found = self._known.get(name)
+        # What was judged by keys that are too old by now is judged again: nobody can.
+        found = None if self._issuer.away else self._known.get(name)
         if found is None:
             found = self._judged(token)
             if len(self._known) >= REMEMBERED_MAX:

@@ -3,14 +3,12 @@
 import ast
 import importlib
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from statistics import median
 
-import pytest
-
+from repository import ROOT, kept_files
 from tidy_lists import (
     CATCHES_EVERYTHING,
     ENTRY_POINTS,
@@ -21,7 +19,6 @@ from tidy_lists import (
     TALKS_TO_A_PERSON,
 )
 
-ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ironcart"
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
@@ -57,18 +54,8 @@ def trees() -> Mapping[str, ast.Module]:
 
 @cache
 def repository_files() -> tuple[Path, ...]:
-    """What is tracked, or would be: every file that git does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        pytest.skip("not in a git repository")
-    paths = (ROOT / name for name in listed.stdout.split("\0") if name)
-    return tuple(path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:1024])
+    """The texts among the files that git does not ignore."""
+    return tuple(path for path in kept_files() if b"\0" not in path.read_bytes()[:1024])
 
 
 def python_files() -> list[Path]:

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 
 from checks.image import Locked, left_out, locked, of_the_image
 from checks.sbom import faults, licences
+from repository import ROOT, kept_files
 
-ROOT = Path(__file__).parent.parent.parent
 LOCKS = sorted([*ROOT.glob("*.lock"), *ROOT.glob(".ci/*.lock")])
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 # A line that has pip, uv or npm fetch something; a continued line counts as one.
@@ -28,21 +27,7 @@ def scripts() -> list[Path]:
     """Whatever builds, installs or releases: what CI and people run."""
     found = [ROOT / "Makefile", *ROOT.glob("deploy/**/Dockerfile*"), *ROOT.glob(".ci/*")]
     found += [*ROOT.glob(".github/workflows/*"), *ROOT.glob("checks/*.py"), *ROOT.glob("**/*.sh")]
-    kept = {ROOT / name for name in kept_names()}
-    return sorted(path for path in set(found) & kept if path.suffix != ".lock")
-
-
-def kept_names() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        pytest.skip("not in a git repository")
-    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    return sorted(path for path in set(found) & {*kept_files()} if path.suffix != ".lock")
 
 
 def commands(path: Path) -> list[str]:
@@ -103,10 +88,10 @@ def test_the_image_takes_what_is_locked_but_for_servers_and_builders() -> None:
 
 def test_what_is_excused_from_a_security_rule_says_why() -> None:
     silent = [
-        f"{name}:{number}"
-        for name in kept_names()
-        if name.endswith(".py") and not name.startswith("tests/")
-        for number, line in enumerate((ROOT / name).read_text().splitlines(), start=1)
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in kept_files()
+        if path.suffix == ".py" and not path.is_relative_to(ROOT / "tests")
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
         if re.search(r"# noqa: S[0-9]+\b(?! - \w)", line)
     ]
 

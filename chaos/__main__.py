@@ -71,7 +71,7 @@ async def _run(given: argparse.Namespace, seed: int) -> int:
     write(report, given.out, docs=given.write_docs)
     for line in report.lines():
         print(line)
-    _tell(f"report in {given.out}")
+    _tell(f"report in {given.out}: {report.verdict}")
     if own and not report.complaints:
         discard(data)
     return BROKEN if report.complaints else OK

@@ -55,6 +55,11 @@ class Report:
             self.complaints += [f"{name}: never had its turn" for name in late]
 
     @property
+    def verdict(self) -> str:
+        """What is wrong with the run, or that nothing is."""
+        return "; ".join(self.complaints) or "every invariant holds, every fault bit"
+
+    @property
     def facts(self) -> dict[str, str]:
         """Where, when and with what: for the head of the report."""
         result, options = self.result, self.options
@@ -73,7 +78,7 @@ class Report:
             "duplicates absorbed": f"{result.meters.totals['duplicates']:,.0f} or more",
             "delivered again": f"{result.redelivered:,}",
             "drained": f"{result.drained_s:.1f} s after the last fault",
-            "verdict": "; ".join(self.complaints) or "every invariant holds, every fault bit",
+            "verdict": self.verdict,
         }
 
     def lines(self) -> list[str]:

@@ -206,6 +206,9 @@ async def test_every_service_tells_how_it_is(system: System, service: str) -> No
         async with session.get("/metrics") as answer:
             assert (answer.status, answer.content_type) == (200, "text/plain")
             families = {each.name for each in text_string_to_metric_families(await answer.text())}
+        async with session.get("/metrics?name[]=ironcart_http_request_seconds_count") as answer:
+            asked = {each.name for each in text_string_to_metric_families(await answer.text())}
+    assert asked == {"ironcart_http_request_seconds"}
     assert {"ironcart_http_request_seconds", "ironcart_consumer_lag_messages"} <= families, sorted(
         families
     )

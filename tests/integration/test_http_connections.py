@@ -53,12 +53,16 @@ class Parts:
     async def text(self, _: Call) -> Answer:
         return Response(b"quick", media_type="text/plain")
 
+    async def torn(self, _: Call) -> Answer:
+        return json_response(b"{}", headers={"Location": "/a\r\nSet-Cookie: b"})
+
     def endpoints(self) -> list[Endpoint]:
         return [
             Endpoint("GET", "/quick", self.quick),
             Endpoint("GET", "/broken", self.broken),
             Endpoint("GET", "/text", self.text),
             Endpoint("GET", "/slow", self.slow),
+            Endpoint("GET", "/torn", self.torn),
             Endpoint("POST", "/echo", self.echo, door=lambda _: self.door),
         ]
 
@@ -151,8 +155,9 @@ def is_problem(answer: tuple[int, dict[str, str], bytes], status: int) -> bool:
         (posting(b'{"a":1}'), 200),
         (posting(b'{"a":1}', "Content-Encoding: gzip"), 415),
         (posting(b"{}").replace(b"json", b"xml"), 415),
+        (posting(b"{}", "Connection: close"), 200),
     ],
-    ids=["read", "another method", "a bug", "text", "posted", "packed", "no JSON"],
+    ids=["read", "another method", "a bug", "text", "posted", "packed", "no JSON", "the last one"],
 )
 async def test_a_path_to_the_letter_is_answered_like_one_that_is_routed(
     site: Site, said: bytes, status: int
@@ -161,6 +166,10 @@ async def test_a_path_to_the_letter_is_answered_like_one_that_is_routed(
     routed = await (await site.call(said.replace(b" HTTP/1.1", b"/ HTTP/1.1", 1))).hear()
     assert to_the_letter[0] == status
     assert to_the_letter == routed
+
+
+async def test_a_header_that_would_begin_another_is_not_sent(site: Site) -> None:
+    assert await (await site.call(GET.replace(b"quick", b"torn"))).ended() == b""
 
 
 async def test_a_host_that_cannot_be_is_refused_on_every_path(site: Site) -> None:

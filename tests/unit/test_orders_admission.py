@@ -126,6 +126,29 @@ async def test_what_waits_too_long_is_given_up_and_never_committed() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_who_is_in_a_hurry_is_not_told_what_becomes_of_a_batch_that_goes_on() -> None:
+    through: list[int] = []
+    go_on = asyncio.Event()
+
+    async def commit(items: Sequence[int]) -> list[int]:
+        await go_on.wait()
+        through.extend(items)
+        return list(items)
+
+    collector = Collector(commit, batch_max=2, wait_s_max=0.05)
+    running = asyncio.ensure_future(collector.run())
+    patient = asyncio.ensure_future(collector.submit(1))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await collector.submit(2, hurried=True)
+    go_on.set()
+
+    assert await patient == 1
+    assert through == [1, 2], "it was committed all the same"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 def door(limits: Limits = LIMITS, doorstep: Doorstep | None = None) -> Door:
     places: Any = Collector(hang, batch_max=1)
     return Door(places, doorstep or Doorstep(), limits)

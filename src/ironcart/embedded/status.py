@@ -90,7 +90,7 @@ class StatusLine:
         """Return the line for this moment."""
         names = list(self._urls)
         metrics, in_flight, states = await asyncio.gather(
-            self._get(f"{self._urls['orders']}/metrics"),
+            self._get(f"{self._urls['orders']}/metrics?name[]={ACCEPTED}&name[]={FINISHED}"),
             self._count_in_flight(),
             asyncio.gather(*(self._state(name) for name in names)),
         )

@@ -76,6 +76,7 @@ class _Entry(Struct, Generic[T, R], eq=False):
     item: T
     future: asyncio.Future[R]
     arrived: float
+    hurried: bool
     begun: bool = False
 
 
@@ -117,10 +118,12 @@ class Collector(Generic[T, R]):
         batches = max(len(self._waiting), ahead) // self._batch_max + 1
         return self._forecast.wait_s(batches, self._lanes, time.monotonic())
 
-    async def submit(self, item: T) -> R:
+    async def submit(self, item: T, *, hurried: bool = False) -> R:
         """Hand in one item; returns its result once the batch that it was in is through.
 
-        Whoever is cancelled while waiting takes the item back, unless its batch has begun.
+        Whoever is cancelled while waiting takes the item back, unless its batch has begun. With
+        `hurried` not knowing is an answer too: a batch that has begun and is not through within
+        `wait_s_max` goes on, and this raises `TimeoutError`.
         """
         if self._over:
             raise Unavailable("shutting down")
@@ -128,7 +131,7 @@ class Collector(Generic[T, R]):
             raise Unavailable("too much work is waiting", retry_after_s=self.expected_wait_s())
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
-        entry = _Entry(item, future, time.monotonic())
+        entry = _Entry(item, future, time.monotonic(), hurried)
         self._waiting.append(entry)
         self._arrived.set()
         if self._wait_s_max is None:
@@ -140,9 +143,13 @@ class Collector(Generic[T, R]):
             alarm.cancel()
 
     def _give_up(self, entry: _Entry[T, R]) -> None:
-        if not entry.begun and not entry.future.done():
+        if entry.future.done():
+            return
+        if not entry.begun:
             wait_s = self.expected_wait_s()
             entry.future.set_exception(Unavailable("it waited too long", retry_after_s=wait_s))
+        elif entry.hurried:
+            entry.future.set_exception(TimeoutError())
 
     async def run(self) -> None:
         """Commit batches until cancelled; what waits then fails with `Unavailable`."""

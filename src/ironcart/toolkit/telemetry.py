@@ -145,9 +145,8 @@ def context(headers: Mapping[str, str], trace_id: str | None = None) -> TraceCon
             # Anything else is no tracestate, and not every header or column would take it.
             usable = ",".join(filter(_TRACESTATE_MEMBER.match, state.split(",")))
             return TraceContext(trace, span, sampled, usable)
-    return TraceContext(
-        hex_trace_id(trace_id) if trace_id else secrets.token_hex(16), secrets.token_hex(8)
-    )
+    drawn = secrets.token_hex(24)
+    return TraceContext(hex_trace_id(trace_id) if trace_id else drawn[16:], drawn[:16])
 
 
 class Tracing:

@@ -125,7 +125,12 @@ class Vault:
                 [self._master.wrap(customer, os.urandom(KEY_BYTES)) for customer in missing],
             )
             keys |= await self._keys(set(missing))
-        return [_seal(keys[customer], customer, contact) for customer, contact in contacts]
+        drawn = os.urandom(NONCE_BYTES * len(contacts))  # At once: asking costs, not the bytes.
+        nonces = (drawn[at : at + NONCE_BYTES] for at in range(0, len(drawn), NONCE_BYTES))
+        return [
+            _seal(keys[customer], nonce, customer, contact)
+            for nonce, (customer, contact) in zip(nonces, contacts, strict=True)
+        ]
 
     async def decrypt(self, contacts: Sequence[tuple[str, str]]) -> list[Contact | Poison]:
         """Read `(customer, ciphertext)` pairs in order.
@@ -219,8 +224,8 @@ def _key_bytes(master_key: str) -> bytes:
     return key
 
 
-def _seal(key: _Key, customer: str, contact: Contact) -> Sealed:
-    nonce, clear = os.urandom(NONCE_BYTES), msgspec.json.encode(contact)
+def _seal(key: _Key, nonce: bytes, customer: str, contact: Contact) -> Sealed:
+    clear = msgspec.json.encode(contact)
     sealed = nonce + key.cipher.encrypt(nonce, clear, customer.encode())
     mark = hmac.digest(key.marks, clear, hashlib.sha256)
     return Sealed(base64.b64encode(sealed).decode(), mark)

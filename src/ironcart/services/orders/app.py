@@ -130,7 +130,6 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
         follower,
         changes=changes,
         currency=settings.currency,
-        commit_wait_s_max=limits.commit_wait_s,
     )
 
     def ended(orders: Sequence[tuple[str, float]]) -> None:

@@ -7,15 +7,22 @@ is said once the answers before it are out; then we listen no more, and soon han
 
 import asyncio
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from ironcart.toolkit import telemetry
+from ironcart.toolkit.http.access.gate import Headers
 from ironcart.toolkit.http.front import Front
 from ironcart.toolkit.http.problems import RETRY_AFTER_S_MIN, Problem, retry_after
-from ironcart.toolkit.http.routes import BODY_BYTES_MAX, PASS
+from ironcart.toolkit.http.routes import AT_ONCE, BODY_BYTES_MAX, PASS
 
 # Request line and headers together.
 HEAD_BYTES_MAX = 16 * 1024
@@ -240,6 +247,7 @@ class Connection(HttpToolsProtocol):
             if found is not None:
                 self.scope[PASS] = found  # type: ignore[literal-required]
         super().on_headers_complete()
+        self.scope[AT_ONCE] = partial(self._answer_at_once, self.cycle)  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         """A part of the body has arrived."""
@@ -281,6 +289,27 @@ class Connection(HttpToolsProtocol):
             self.loop.call_later(RETRY_AFTER_S_MIN, self.flow.resume_reading)
 
     # --- answering ---
+
+    def _answer_at_once(
+        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
+    ) -> bool:
+        """Write an answer whole; whatever is unusual is left to uvicorn, and then this is False.
+
+        uvicorn writes in two calls, each with all the checks that a stream of any length needs.
+        """
+        usual = cycle.keep_alive and not cycle.disconnected and not self.flow.write_paused
+        if not usual or cycle.scope["method"] == "HEAD" or status not in STATUS_LINE:
+            return False
+        named = [*cycle.default_headers, *headers]
+        head = b"\r\n".join([name + b": " + value for name, value in named])
+        if HEADER_VALUE_RE.search(b"".join([value for _, value in named])):
+            return False
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        self.transport.write(STATUS_LINE[status] + head + b"\r\n\r\n" + body)
+        cycle.on_response()
+        return True
 
     def on_response_complete(self) -> None:
         """An answer is out; say what is left to say, or wait for the next request."""

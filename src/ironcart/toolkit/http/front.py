@@ -11,6 +11,7 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 from opentelemetry.trace import SpanKind
+from prometheus_client import Histogram
 
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.envelope import encode_json
@@ -19,6 +20,7 @@ from ironcart.toolkit.http.access.gate import OFF, OPEN, Headers, lacking
 from ironcart.toolkit.http.documents import document
 from ironcart.toolkit.http.problems import PROBLEM_TYPE, Problem, retry_after
 from ironcart.toolkit.http.routes import (
+    AT_ONCE,
     JSON_TYPE,
     PASS,
     Answer,
@@ -178,8 +180,11 @@ async def _answer(handler: EndpointHandler, scope: Any, receive: Any, send: Any)
     named = {**answer.headers, "content-type": kind, "content-length": str(len(body))}
     headers = [(key.lower().encode(), value.encode("latin-1")) for key, value in named.items()]
     status = answer.status_code
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    bucket, at_once = scope[PASS].bucket, scope.get(AT_ONCE)
+    left = [] if bucket is None else bucket.headers()
+    if at_once is None or not at_once(status, [*headers, *left], body):
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def _options(endpoints: Sequence[Endpoint]) -> list[HTTPRouteHandler]:
@@ -207,6 +212,7 @@ def _path(path: str) -> str:
 
 def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> EndpointHandler:
     """A route's handler with its trace and its metric; all that it raises is a `Problem`."""
+    took: dict[int, Histogram] = {}  # By status: looking a label up costs more than counting.
 
     async def handle(request: Call) -> Answer:
         started = time.monotonic()
@@ -235,7 +241,10 @@ def _handler(endpoint: Endpoint, tracing: telemetry.Tracing) -> EndpointHandler:
             return answer
         finally:
             seconds = time.monotonic() - started
-            telemetry.http_seconds.labels(endpoint.method, endpoint.path, status).observe(seconds)
+            if status not in took:
+                labels = endpoint.method, endpoint.path, status
+                took[status] = telemetry.http_seconds.labels(*labels)
+            took[status].observe(seconds)
             if span is not None:
                 span.set_attribute("http.response.status_code", status)
                 span.end()

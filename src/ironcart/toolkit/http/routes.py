@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request, Response
-from litestar.datastructures import Headers, MultiDict
+from litestar.datastructures import MultiDict
 
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.envelope import NAME_PATTERN, decode_json, encode_json
@@ -37,8 +37,9 @@ PAGING = (
     ),
 )
 
-# Where a request keeps what it was let in with.
+# Where a request keeps what it was let in with, and what writes an answer at once.
 PASS = "ironcart_pass"  # noqa: S105 - the name of a place
+AT_ONCE = "ironcart_at_once"
 
 S = TypeVar("S")
 
@@ -52,8 +53,18 @@ class Call:
 
     def __init__(self, scope: Any, receive: Any = None) -> None:
         self.scope, self._receive = scope, receive
-        self.headers = Headers(scope["headers"])
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
         self._body: bytes | None = None
+
+    def all_of(self, name: str) -> list[str]:
+        """Every value of a header that may be repeated; `headers` has the first."""
+        if name not in self.headers:
+            return []
+        wanted = name.encode("latin-1")
+        return [value.decode("latin-1") for key, value in self.scope["headers"] if key == wanted]
 
     @property
     def path_params(self) -> dict[str, str]:

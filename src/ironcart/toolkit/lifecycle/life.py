@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 import uvloop
 from litestar import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
 from ironcart import __version__
 from ironcart.toolkit import settings, telemetry, tls
@@ -284,10 +284,12 @@ class _Life:
             status = "ready" if found else "not ready"
             return json_response({"status": status, "checks": checks}, 200 if found else 503)
 
-        async def metrics(_: Call) -> Answer:
-            return Response(
-                generate_latest(), media_type=CONTENT_TYPE_LATEST.replace("; charset=utf-8", "")
-            )
+        async def metrics(call: Call) -> Answer:
+            # As Prometheus's own clients have it: `?name[]=` for each that is wanted, none for all.
+            wanted = call.query_params.getall("name[]", [])
+            registry = REGISTRY.restricted_registry(wanted) if wanted else REGISTRY
+            media_type = CONTENT_TYPE_LATEST.replace("; charset=utf-8", "")
+            return Response(generate_latest(registry), media_type=media_type)
 
         return [
             Endpoint("GET", "/health", health, allows=None),

@@ -11,5 +11,5 @@ _WAIT = re.compile(r'(?i)(?:^|,)\s*wait\s*=\s*("?)([0-9]+)\1\s*(?:$|[,;])')
 
 def read_wait_s(request: Call) -> float:
     """Read `Prefer: wait=N`, at most `WAIT_S_MAX`; 0 when there is none."""
-    match = _WAIT.search(",".join(request.headers.getall("prefer", [])))
+    match = _WAIT.search(",".join(request.all_of("prefer")))
     return min(float(match[2]), WAIT_S_MAX) if match else 0.0

@@ -1,6 +1,5 @@
 """The routes of orders."""
 
-import asyncio
 import re
 from contextlib import suppress
 from typing import Any
@@ -55,11 +54,10 @@ class Api:
         *,
         changes: Changes,
         currency: str,
-        commit_wait_s_max: float,
     ) -> None:
         self._chassis, self._collector, self.door = chassis, collector, door
         self._reads, self._follower, self._changes = reads, follower, changes
-        self._currency, self._commit_wait_s_max = currency, commit_wait_s_max
+        self._currency = currency
 
     async def post_order(self, request: Call) -> HttpAnswer:
         """Accept an order; 202 once it is committed."""
@@ -84,8 +82,7 @@ class Api:
         try:
             # With a key, not knowing is safe: whoever asks again is told. Without one we wait for
             # the truth of a commit that has begun, which the database's own time-outs bound.
-            async with asyncio.timeout(self._commit_wait_s_max if key else None):
-                accepted = await self._collector.submit(placing)
+            accepted = await self._collector.submit(placing, hurried=key is not None)
         except TimeoutError:
             wait_s = self._collector.expected_wait_s()
             said = f"it is not known yet whether the order was accepted: {RETRY}"

@@ -45,7 +45,8 @@ async def test_a_body_that_breaks_off_is_a_400() -> None:
     assert refused.value.status == 400
 
 
-def test_a_header_is_found_in_any_letters_and_the_first_of_two_counts() -> None:
+def test_of_a_header_that_comes_twice_the_first_counts_and_both_can_be_had() -> None:
     request = call(headers=[(b"prefer", b"a"), (b"prefer", b"b")])
-    assert request.headers.get("Prefer") == "a"
-    assert request.headers.getall("prefer") == ["a", "b"]
+    assert request.headers.get("prefer") == "a"
+    assert request.all_of("prefer") == ["a", "b"]
+    assert request.all_of("accept") == []

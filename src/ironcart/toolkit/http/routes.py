@@ -47,7 +47,10 @@ Answer = Response[Any]
 
 
 class Call:
-    """One request, as far as handlers read it: Litestar's own costs more than most of them do."""
+    """One request, as far as handlers read it: Litestar's own costs more than most of them do.
+
+    `headers` are named in small letters, and have the first value of each.
+    """
 
     __slots__ = ("_body", "_receive", "headers", "scope")
 
@@ -60,7 +63,7 @@ class Call:
         self._body: bytes | None = None
 
     def all_of(self, name: str) -> list[str]:
-        """Every value of a header that may be repeated; `headers` has the first."""
+        """Every value of a header that may be repeated, in order."""
         if name not in self.headers:
             return []
         wanted = name.encode("latin-1")

@@ -13,6 +13,9 @@ from typing import Any, cast
 from ironcart.toolkit.http.connection import Connection
 
 HANDSHAKE_S_MAX = 5.0
+# As much as a record of TLS holds. asyncio keeps sixteen times that for each connection, idle or
+# not: four thousand callers who say nothing would be a gigabyte.
+READ_BYTES_MAX = 16 * 1024
 
 
 class Handshake(SSLProtocol):
@@ -20,6 +23,8 @@ class Handshake(SSLProtocol):
 
     Through `start_tls`, what a caller sends right behind its handshake comes before the connection.
     """
+
+    max_size = READ_BYTES_MAX
 
     def __init__(self, connection: Connection, context: ssl.SSLContext) -> None:
         self._connection = connection

@@ -21,6 +21,8 @@ KEEP_ALIVE_S = 75
 REQUESTS_SHARE_OF_DRAIN = 1 / 3
 # Files that are no caller's: the database, the broker, the outside, logs, libraries.
 FILES_RESERVED = 200
+# TLS keeps some 46 KB for each, plain HTTP 9: a roomful has to fit into the memory of a pod.
+TLS_CONNECTIONS_MAX = CONNECTIONS_MAX // 2
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -43,7 +45,8 @@ class Server(uvicorn.Server):
         self, app: Front, taken: socket.socket, drain_s: float, tls: Tls | None = None
     ) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        room = Room(max(1, min(CONNECTIONS_MAX, files - FILES_RESERVED)))
+        most = CONNECTIONS_MAX if tls is None else TLS_CONNECTIONS_MAX
+        room = Room(max(1, min(most, files - FILES_RESERVED)))
         protocol: Any = partial(Connection, room=room, front=app)
         if tls is not None:
             # Not by uvicorn, where a connection counts from the end of its handshake only.

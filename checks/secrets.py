@@ -31,6 +31,7 @@ LIKELY = (
     *("KeywordDetector", "BasicAuthDetector"),
     *("Base64HighEntropyString", "HexHighEntropyString"),
 )
+OWN = {"name": "IronkeyDetector", "path": f"file://{Path(__file__).with_name('own_keys.py')}"}
 MADE_UP = ("tests/", "chaos/", "benchmarks/", "checks/semgrep/")
 # What only refers to a secret: a variable, a template, an id, a row of letters.
 FILTERS = (
@@ -66,7 +67,7 @@ def found_in(names: Iterable[str]) -> dict[Place, str]:
         *({"path": f"detect_secrets.filters.heuristic.{each}"} for each in FILTERS),
     ]
     for several, plugins in ((ours, (*REAL, *LIKELY)), (made_up, REAL)):
-        used = [{"name": each} for each in plugins]
+        used = [{"name": each} for each in plugins] + [OWN]
         with transient_settings({"plugins_used": used, "filters_used": excluding}):
             for name in several:
                 for secret in scan_file(str(ROOT / name)):
@@ -89,9 +90,10 @@ def finds_what_is_planted() -> bool:
     """Say whether a key would be found; it is put together here so that it is in no file."""
     key = base64.b32encode(secrets.token_bytes(10)).decode()
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
-        file.write(f'aws = "AKIA{key}"\npassword = "{secrets.token_urlsafe(24)}"\n')
+        own = f"ick_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
+        file.write(f'aws = "AKIA{key}"\npassword = "{secrets.token_urlsafe(24)}"\n# {own}\n')
         file.flush()
-        return len(found_in([file.name])) == len(("aws", "password"))
+        return len(found_in([file.name])) == len(("aws", "password", "own"))
 
 
 def main() -> int:

@@ -42,12 +42,19 @@ def in_the_clear(vault: Any) -> Any:
     """A vault that hides nothing: the same form, without keys and ciphers."""
     import msgspec
 
-    from ironcart.toolkit.vault import Contact
+    from ironcart.toolkit.vault import Contact, Sealed
 
-    async def encrypt(_: Any, contacts: Any) -> list[str]:
-        return [base64.b64encode(msgspec.json.encode(contact)).decode() for _, contact in contacts]
+    async def seal(_: Any, contacts: Any) -> list[Sealed]:
+        clear = [msgspec.json.encode(contact) for _, contact in contacts]
+        return [Sealed(base64.b64encode(each).decode(), b"") for each in clear]
+
+    async def lacking(_: Any, __: Any) -> set[str]:
+        return set()
 
     async def decrypt(_: Any, contacts: Any) -> list[Any]:
         return [msgspec.json.decode(base64.b64decode(it), type=Contact) for _, it in contacts]
 
-    return type("Clear", (vault,), {"encrypt": encrypt, "decrypt": decrypt})
+    instead = {"seal": seal, "lacking": lacking, "decrypt": decrypt}
+    if gone := instead.keys() - vars(vault).keys():
+        raise AttributeError(f"the vault has no {', '.join(gone)}: this would measure nothing")
+    return type("Clear", (vault,), instead)

@@ -13,8 +13,10 @@ from ironcart.toolkit.http import Scope
 from ironcart.toolkit.http.access.apikeys import (
     BURST_MAX,
     RATE_PER_S_MIN,
+    SECRET_BYTES,
     KeyRing,
     new_key,
+    read_file,
     written,
 )
 from ironcart.toolkit.outcomes import Refused
@@ -54,6 +56,20 @@ def test_a_file_keeps_its_mode_and_its_owner_when_a_key_is_revoked(keys: Keys) -
     assert (stat.S_IMODE(found.st_mode), found.st_uid) == (MODE, owner)
     assert not keys.in_force()
     assert list(keys.file.parent.iterdir()) == [keys.file]
+
+
+def test_a_whole_key_may_be_named_and_is_never_repeated(
+    keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, _ = new_key("another", Scope.OPERATOR)
+    with pytest.raises(Refused) as refused:
+        revoke(key, keys.file)
+    revoke(keys.key, keys.file)
+
+    assert [each.id for each in read_file(keys.file).keys] == [keys.other.id]
+    secrets = [each[-SECRET_BYTES:] for each in (key, keys.key)]
+    said = str(refused.value) + capsys.readouterr().err
+    assert not [each for each in secrets if each in said]
 
 
 def test_a_key_revoked_through_a_link_is_revoked_for_who_reads_what_it_leads_to(

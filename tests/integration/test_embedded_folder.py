@@ -81,6 +81,15 @@ def test_a_master_key_is_never_replaced(tmp_path: Path) -> None:
             master_key(tmp_path, may_create=True)
 
 
+def test_another_master_key_than_the_folders_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    key = master_key(tmp_path, may_create=True)
+    other = base64.b64encode(b"o" * 32).decode()
+
+    assert master_key(tmp_path, may_create=False, said=key) == key
+    with pytest.raises(CannotStart, match=r"IRONCART_MASTER_KEY is not the key in .*unset it"):
+        master_key(tmp_path, may_create=False, said=other)
+
+
 def test_the_seven_ports_are_in_the_order_people_are_told() -> None:
     first = _seven_free()
 

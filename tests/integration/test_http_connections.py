@@ -168,6 +168,15 @@ async def test_a_path_to_the_letter_is_answered_like_one_that_is_routed(
     assert to_the_letter == routed
 
 
+@pytest.mark.parametrize("first", [b"CONNECT x:1", b"GET http://x:99999/", b"GET x"])
+async def test_what_is_no_path_is_a_400_and_no_bug(
+    site: Site, first: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = await site.call(first + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert is_problem(await caller.hear(), 400)
+    assert not caplog.records
+
+
 async def test_a_header_that_would_begin_another_is_not_sent(site: Site) -> None:
     assert await (await site.call(GET.replace(b"quick", b"torn"))).ended() == b""
 

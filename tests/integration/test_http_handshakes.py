@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -97,6 +98,29 @@ async def test_handshakes_that_are_never_finished_are_bounded_and_make_room(
 
     await until(empty)
     assert (await site.answer()).endswith(b'{"quick":true}')
+
+
+async def test_who_was_answered_and_does_not_hang_up_takes_nobodys_place(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "GOODBYE_S_MAX", 0.2)
+
+    def call() -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", site.port), timeout=10)
+        caller = site.known.wrap_socket(plain, server_hostname="localhost")
+        caller.sendall(GET)
+        assert caller.recv(9) == b"HTTP/1.1 "
+        return caller
+
+    lingering = [await asyncio.to_thread(call) for _ in range(ROOM)]
+
+    async def all_places_are_free() -> bool:
+        return open_now() == 0
+
+    await until(all_places_are_free)
+    assert (await site.answer()).endswith(b'{"quick":true}')
+    for each in lingering:
+        each.close()
 
 
 async def test_who_is_connected_and_says_nothing_costs_little_memory(site: Site) -> None:

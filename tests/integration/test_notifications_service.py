@@ -23,7 +23,7 @@ from ironcart.toolkit.database import Database
 from ironcart.toolkit.history import Cause, History
 from ironcart.toolkit.resilience import Breaker
 from ironcart.toolkit.telemetry import context
-from ironcart.toolkit.vault import Contact, Vault, new_master_key
+from ironcart.toolkit.vault import Contact, Sealed, Vault, new_master_key
 
 MASTER_KEY = new_master_key()
 ADDRESS = "anna@b.example"
@@ -65,8 +65,9 @@ async def service(
 
 
 async def sealed(vault: Vault, customer: str = "C-1", address: str = ADDRESS) -> str:
-    (text,) = await vault.encrypt([(customer, Contact(address, "Anna"))])
-    return text
+    (found,) = await vault.seal([(customer, Contact(address, "Anna"))])
+    assert isinstance(found, Sealed)
+    return found.text
 
 
 async def ended(service: Running, count: int) -> list[dict[str, Any]]:

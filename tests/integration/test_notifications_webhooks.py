@@ -27,7 +27,7 @@ from ironcart.toolkit.broker import Outgoing
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.outcomes import Unavailable
 from ironcart.toolkit.resilience import Backoff
-from ironcart.toolkit.vault import Contact, Vault, new_master_key
+from ironcart.toolkit.vault import Contact, Sealed, Vault, new_master_key
 
 MASTER_KEY = new_master_key()
 AMOUNT = Decimal("39.98")
@@ -213,9 +213,10 @@ async def test_a_mail_server_that_is_down_holds_up_no_webhook(
     service: Running, receiver: Receiver, database_url: str
 ) -> None:
     keys = Database(database_url, "vault", "test")
-    (contact,) = await Vault(keys, MASTER_KEY).encrypt([("C-1", Contact("anna@b.example"))])
+    (contact,) = await Vault(keys, MASTER_KEY).seal([("C-1", Contact("anna@b.example"))])
     await keys.close()
-    await service.publish([confirmed(f"ORD-{n}", contact) for n in range(20)])
+    assert isinstance(contact, Sealed)
+    await service.publish([confirmed(f"ORD-{n}", contact.text) for n in range(20)])
 
     async def mail_waits() -> bool:
         rows = await service.database.fetch("SELECT FROM jobs WHERE attempts > 0")
@@ -223,7 +224,7 @@ async def test_a_mail_server_that_is_down_holds_up_no_webhook(
 
     await until(mail_waits)
     hook = await register(service, f"{receiver.url}/hook")
-    await service.publish([confirmed("ORD-later", contact)])
+    await service.publish([confirmed("ORD-later", contact.text)])
     assert (await ended(service, "ORD-later", hook))["state"] == "sent"
     assert {
         each["state"] for each in (await items(service)).values() if not each["endpoint_id"]

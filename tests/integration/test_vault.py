@@ -3,19 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import asyncpg
 import pytest
 import structlog
 
 from ironcart.cli import erase, provision, vault
+from ironcart.cli.address import RUN_FILE
 from ironcart.cli.vault import Where, rotate_customers
 from ironcart.services.notifications.gateway import SecretBox
 from ironcart.toolkit import vault as toolkit_vault
 from ironcart.toolkit.database import Database
 from ironcart.toolkit.deadletters import CustomerForgotten
 from ironcart.toolkit.outcomes import Poison, Refused, Unavailable
-from ironcart.toolkit.vault import Contact, Forgotten, MasterKeys, Vault, new_master_key
+from ironcart.toolkit.vault import Contact, Forgotten, MasterKeys, Sealed, Vault, new_master_key
 
 OLD, NEW = new_master_key(), new_master_key()
 CUSTOMERS = 1_200  # More than two pages.
@@ -63,8 +65,9 @@ def contact(number: int) -> tuple[str, Contact]:
 async def sealed(keys: Vault, *numbers: int) -> list[tuple[str, str]]:
     contacts = [contact(number) for number in numbers]
     return [
-        (customer, text)
-        for (customer, _), text in zip(contacts, await keys.encrypt(contacts), strict=True)
+        (customer, found.text)
+        for (customer, _), found in zip(contacts, await keys.seal(contacts), strict=True)
+        if isinstance(found, Sealed)
     ]
 
 
@@ -148,6 +151,36 @@ async def test_a_master_key_that_is_missing_is_told_from_damage_by_the_newest_ke
         await base.vault(OLD).decrypt(older + newer[-1:])
     with pytest.raises(Refused):
         await base.vault(new_master_key()).decrypt(older)
+
+
+async def test_a_service_that_was_not_told_of_the_master_key_in_use_ends(base: Base) -> None:
+    """Or it would wrap new customers' keys by one that is to be dropped."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await base.vault(NEW).watch()  # Nothing is kept yet: any key is right.
+    known = await sealed(base.vault(OLD), 1, 2)
+
+    with structlog.testing.capture_logs() as said:
+        found = await base.vault(NEW).seal([contact(1), contact(3)])
+    with pytest.raises(Refused, match="IRONCART_MASTER_KEYS_OLD"):
+        async with asyncio.timeout(5):
+            await base.vault(new_master_key()).watch()
+
+    assert [type(each) for each in found] == [Poison, Sealed]
+    assert [each["customers"] for each in said] == [["C-1"]]
+    assert "IRONCART_MASTER_KEY" in said[0]["event"]
+    assert await base.vault(OLD).decrypt(known) == [contact(1)[1], contact(2)[1]]
+
+
+def test_a_key_beside_that_of_a_running_folder_rotates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / RUN_FILE).write_text("{}")
+    (tmp_path / vault.MASTER_KEY_FILE).write_text(OLD + "\n")
+    monkeypatch.setenv("IRONCART_MASTER_KEY", NEW)
+
+    with pytest.raises(Refused, match=r"not the key in .*master.key.*: put"):
+        vault.rotate(tmp_path)
 
 
 async def test_rotating_again_changes_nothing(base: Base) -> None:

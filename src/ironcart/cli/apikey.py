@@ -14,6 +14,7 @@ import typer
 
 from ironcart.toolkit.http.access.apikeys import (
     BURST_MAX,
+    PREFIX,
     RATE_PER_S_MAX,
     RATE_PER_S_MIN,
     Entry,
@@ -77,10 +78,12 @@ def new(
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id: ick_ID_…")],
+    key: Annotated[str, typer.Argument(help="The key's id, ID in ick_ID_…; or the whole key.")],
     file: Annotated[Path, typer.Option(help="Take its entry out of this file.")],
 ) -> None:
     """Revoke a key: services refuse it within seconds of seeing the file."""
+    # Of a whole key the rest is a secret: nothing here repeats it.
+    key_id = key.removeprefix(PREFIX.decode()).partition("_")[0]
     with _alone_with(file):
         keys: Sequence[Entry] = read_file(file).keys
         left = [each for each in keys if each.id != key_id]

@@ -48,9 +48,14 @@ class Count(msgspec.Struct):
         return f"{self.seen} looked at, {self.wrapped} wrapped anew, {self.damaged} damaged"
 
 
+def is_running(data: Path) -> bool:
+    """Whether `ironcart up` says that it runs in this folder."""
+    return (data / address.RUN_FILE).exists()
+
+
 def where(data: Path) -> Where:
     """Find the databases: of a running `ironcart up`, else in the environment."""
-    if (data / address.RUN_FILE).exists():
+    if is_running(data):
         found = address.find(data).databases
         return Where(vault_database_url=found["vault"], database_url=found["notifications"])
     return settings.load(Where, tls.verified(settings.environment()), "notifications")
@@ -70,8 +75,14 @@ def rotate(data: address.Data = address.DATA_DEFAULT) -> None:
     """
     environ = settings.environment()
     kept = data / MASTER_KEY_FILE
-    if "IRONCART_MASTER_KEY" not in environ and kept.exists():
-        environ["IRONCART_MASTER_KEY"] = kept.read_text().strip()
+    if kept.exists() and (is_running(data) or "IRONCART_MASTER_KEY" not in environ):
+        theirs = kept.read_text().strip()
+        if environ.setdefault("IRONCART_MASTER_KEY", theirs) != theirs:
+            raise Refused(
+                f"IRONCART_MASTER_KEY is not the key in {kept}, which is what its services use: put"
+                " the new key into that file, the old one into IRONCART_MASTER_KEYS_OLD, and start"
+                " `ironcart up` anew"
+            )
     keys = settings.load(Keys, environ, "notifications")
     ring = key_ring(keys.master_key, keys.master_keys_old)
     damaged = asyncio.run(_rotate(where(data), ring))

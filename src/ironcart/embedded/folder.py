@@ -93,10 +93,11 @@ def _lives(pid: str) -> bool:
     return True
 
 
-def master_key(folder: Path, *, may_create: bool) -> str:
+def master_key(folder: Path, *, may_create: bool, said: str | None = None) -> str:
     """Return the folder's master key (base64 of 32 bytes), made on first use.
 
-    Raises `CannotStart` when the file is damaged, or gone while `may_create` is false.
+    Raises `CannotStart` when the file is damaged, or gone while `may_create` is false, or when
+    another one is `said`: what is kept here was made with the folder's.
     """
     path = folder / MASTER_KEY_FILE
     if not path.exists():
@@ -114,6 +115,11 @@ def master_key(folder: Path, *, may_create: bool) -> str:
         size = 0
     if size != MASTER_KEY_BYTES:
         raise CannotStart(f"{path} does not hold {MASTER_KEY_BYTES} bytes in base64: put it back")
+    if said not in (None, text):
+        raise CannotStart(
+            f"IRONCART_MASTER_KEY is not the key in {path}, which counts here: unset it, or, to"
+            " change the key, write it into that file and the old one into IRONCART_MASTER_KEYS_OLD"
+        )
     return text
 
 

@@ -78,7 +78,11 @@ class System:
         kept = (*port_names(size), *KEPT)
         self._kept = kept_ports(self.folder, avoid=self.ports.values(), names=kept)
         self._api_keys = caller_keys(self.folder) if auth else {}
-        self._master_key = master_key(self.folder, may_create=not is_placed(self.folder))
+        self._master_key = master_key(
+            self.folder,
+            may_create=not is_placed(self.folder),
+            said=environ.get("IRONCART_MASTER_KEY"),
+        )
         self._signing_key = signing_key(self.folder)
         self._role_passwords = passwords(self.folder / ROLES_FILE, SERVICES)
         logs = self.folder / "logs"

@@ -4,9 +4,13 @@ With it we serve HTTPS, show our certificate to the broker, and trust nobody who
 not from that ca.crt. Files that change are taken up for new connections, without a restart.
 """
 
+import os
 import ssl
+import sys
+import tempfile
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -38,14 +42,19 @@ class Tls:
         self._folder = folder
         self.server = _for_callers()
         try:
-            self.client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=self._ca())
-        except ssl.SSLError as error:
+            known = self._read(CA).decode("ascii")
+            self.client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=known)
+        except (ssl.SSLError, ValueError) as error:
             raise self._misfit() from error
         self._seen = b""
         self.refresh()
 
-    def _ca(self) -> Path:
-        return _there(self._folder / CA)
+    def _read(self, name: str) -> bytes:
+        path = self._folder / name
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Refused(f"IRONCART_TLS_DIR: {path}: {error.strerror}") from error
 
     def refresh(self) -> bool:
         """Take up what has changed in the folder; says whether anything has.
@@ -53,20 +62,19 @@ class Tls:
         Raises `Refused` and goes on with what it had when the files do not fit together. An issuer
         that is no longer in ca.crt stays trusted until the process ends.
         """
-        names = (CA, CERTIFICATE, KEY)
-        seen = b"\0".join(_there(self._folder / name).read_bytes() for name in names)
+        ca, certificate, key = (self._read(name) for name in (CA, CERTIFICATE, KEY))
+        seen = b"\0".join((ca, certificate, key))
         if seen == self._seen:
             return False
-        pair = (self._folder / CERTIFICATE, self._folder / KEY)
         try:
-            # Into another context first, since they may be of two moments.
-            _for_callers().load_cert_chain(*pair)
-            self.client.load_verify_locations(self._ca())
-            self.expires_at: datetime = x509.load_pem_x509_certificate(
-                pair[0].read_bytes()
-            ).not_valid_after_utc
-            for context in (self.server, self.client):
-                context.load_cert_chain(*pair)
+            with _file_of(certificate + b"\n" + key) as pair:
+                # Into another context first, since they may be of two moments.
+                _for_callers().load_cert_chain(pair)
+                ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+                self.client.load_verify_locations(cadata=ca.decode("ascii"))
+                for context in (self.server, self.client):
+                    context.load_cert_chain(pair)
+            self.expires_at: datetime = ends
         except (ssl.SSLError, ValueError) as error:
             raise self._misfit() from error
         self._seen = seen
@@ -84,12 +92,19 @@ def _for_callers() -> ssl.SSLContext:
     return context
 
 
-def _there(path: Path) -> Path:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise Refused(f"IRONCART_TLS_DIR: {path}: {error.strerror}") from error
-    return path
+@contextmanager
+def _file_of(content: bytes) -> Iterator[str]:
+    """A file for OpenSSL to read, which nobody changes meanwhile; in memory where it can be."""
+    if sys.platform == "linux":
+        with os.fdopen(os.memfd_create("certificate"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            yield file.name
 
 
 def find(environ: Mapping[str, str], scope: str = "") -> Tls | None:

@@ -4,6 +4,7 @@ The vault is the one thing that services share. Orders add and read keys, notifi
 Forgetting a customer is deleting one row: what was encrypted can then never be read again.
 """
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -33,6 +34,7 @@ CONTACT_CHARACTERS_MAX = 4_096
 # When a key does not open, so many of the newest others say whether it is damaged or a master key
 # is missing, which the newest are wrapped by.
 ASKED_KEYS_MAX = 20
+WATCH_EVERY_S = 10.0
 _MARKS = b"ironcart contact marks"
 
 
@@ -89,6 +91,13 @@ class MasterKeys:
                 continue
         raise Refused(_NOT_OPENED)
 
+    def opens(self, customer: str, wrapped: bytes) -> bool:
+        """Whether any of them opens a customer's key."""
+        with contextlib.suppress(Refused):
+            self.unwrap(customer, wrapped)
+            return True
+        return False
+
 
 class Vault:
     """Keys per customer, kept wrapped in the database and for seconds in memory."""
@@ -99,23 +108,24 @@ class Vault:
         self._master = MasterKeys(*master_keys)
         self._cached: dict[str, tuple[float, _Key]] = {}
 
-    async def encrypt(self, contacts: Sequence[tuple[str, Contact]]) -> list[str]:
-        """Encrypt contacts of customers in order; a customer met for the first time gets a key."""
-        return [each.text for each in await self.seal(contacts)]
-
     async def lacking(self, customers: Collection[str]) -> set[str]:
-        """Which of these have no key that can be used; all of them where one is damaged."""
-        try:
-            return set(customers) - (await self._keys(customers)).keys()
-        except (Refused, ValueError):
-            return set(customers)
+        """Which of these have no key that can be used."""
+        return set(customers) - (await self._opened(customers))[0].keys()
 
-    async def seal(self, contacts: Sequence[tuple[str, Contact]]) -> list[Sealed]:
-        """Encrypt as `encrypt` does, and mark each contact."""
+    async def seal(self, contacts: Sequence[tuple[str, Contact]]) -> list[Sealed | Poison]:
+        """Encrypt contacts of customers in order, and mark each.
+
+        A customer met for the first time gets a key; what has a key that does not open is `Poison`.
+        """
         customers = {customer for customer, _ in contacts}
-        keys = await self._keys(customers)
+        keys, shut = await self._opened(customers)
+        if shut:
+            try:
+                await self._told_as_damaged(shut)
+            except Refused as error:
+                structlog.get_logger().error(str(error), customers=[*shut])
         attempts = 0
-        while missing := sorted(customers - keys.keys()):
+        while missing := sorted(customers - keys.keys() - shut):
             if (attempts := attempts + 1) > MAKING_ATTEMPTS_MAX:
                 raise Unavailable("vault: a key is gone as soon as it is made")
             await self._database.execute(
@@ -124,13 +134,27 @@ class Vault:
                 missing,
                 [self._master.wrap(customer, os.urandom(KEY_BYTES)) for customer in missing],
             )
-            keys |= await self._keys(set(missing))
+            made, also_shut = await self._opened(missing)
+            keys, shut = keys | made, shut | also_shut
         drawn = os.urandom(NONCE_BYTES * len(contacts))  # At once: asking costs, not the bytes.
         nonces = (drawn[at : at + NONCE_BYTES] for at in range(0, len(drawn), NONCE_BYTES))
         return [
-            _seal(keys[customer], nonce, customer, contact)
+            _DAMAGED if customer in shut else _seal(keys[customer], nonce, customer, contact)
             for nonce, (customer, contact) in zip(nonces, contacts, strict=True)
         ]
+
+    async def watch(self) -> None:
+        """Look, now and then, whether the newest keys open; raises `Refused` when none does.
+
+        Then a master key is missing here, and what this process would wrap meanwhile could not be
+        opened by those who were told of the right one alone.
+        """
+        while True:
+            with contextlib.suppress(Unavailable):
+                found = await self._newest([])
+                if found and not any(found):
+                    raise Refused(_NOT_OPENED)
+            await asyncio.sleep(WATCH_EVERY_S)
 
     async def decrypt(self, contacts: Sequence[tuple[str, str]]) -> list[Contact | Poison]:
         """Read `(customer, ciphertext)` pairs in order.
@@ -157,26 +181,20 @@ class Vault:
         if shut:
             await self._told_as_damaged(shut)
         return [
-            Poison("the customer's key is damaged")
-            if customer in shut
-            else _open(keys.get(customer), customer, sealed)
+            _DAMAGED if customer in shut else _open(keys.get(customer), customer, sealed)
             for customer, sealed in contacts
         ]
 
     async def _told_as_damaged(self, shut: Collection[str]) -> None:
         """Log whose keys do not open; raises `Refused` when rather a master key is missing."""
-        for row in await self._database.fetch(_NEWEST, sorted(shut), ASKED_KEYS_MAX):
-            with contextlib.suppress(Refused):
-                self._master.unwrap(row["customer_id"], row["wrapped"])
-                structlog.get_logger().error("Keys of customers are damaged", customers=[*shut])
-                return
-        raise Refused(_NOT_OPENED)
-
-    async def _keys(self, customers: Collection[str]) -> dict[str, _Key]:
-        known, shut = await self._opened(customers)
-        if shut:
+        if not any(await self._newest(shut)):
             raise Refused(_NOT_OPENED)
-        return known
+        structlog.get_logger().error("Keys of customers are damaged", customers=[*shut])
+
+    async def _newest(self, but: Collection[str]) -> list[bool]:
+        """Of the newest keys, which ones a master key opens."""
+        rows = await self._database.fetch(_NEWEST, sorted(but), ASKED_KEYS_MAX)
+        return [self._master.opens(row["customer_id"], row["wrapped"]) for row in rows]
 
     async def _opened(self, customers: Collection[str]) -> tuple[dict[str, _Key], set[str]]:
         """The keys of these customers, and whose no master key opens."""
@@ -195,10 +213,10 @@ class Vault:
             for row in rows:
                 try:
                     raw, _ = self._master.unwrap(row["customer_id"], row["wrapped"])
-                except Refused:
+                    key = _Key(AESGCM(raw), hmac.digest(raw, _MARKS, hashlib.sha256))
+                except (Refused, ValueError):  # The latter, when it is no key's length.
                     shut.add(row["customer_id"])
                     continue
-                key = _Key(AESGCM(raw), hmac.digest(raw, _MARKS, hashlib.sha256))
                 known[row["customer_id"]] = key
                 self._cached[row["customer_id"]] = (now + CACHED_KEY_LIFE_S, key)
         return known, shut
@@ -242,6 +260,7 @@ def _open(key: _Key | None, customer: str, sealed: str) -> Contact | Poison:
         return Poison("the contact cannot be read with the customer's key")
 
 
+_DAMAGED = Poison("the customer's key is damaged")
 _NOT_OPENED = (
     "IRONCART_MASTER_KEY does not open the vault: use the key it was made with, or add that one to"
     " IRONCART_MASTER_KEYS_OLD"

@@ -108,7 +108,7 @@ def build(chassis: Chassis, settings: Settings, _draining: asyncio.Event) -> Wir
         ],
         subscriptions=[Subscription(ORDERS, kinds_of(ORDERS), aggregate_of, handle)],
         loops=[mails, deliveries, SharedBreaker(mailer.breaker, chassis.database)],
-        background=[contacts.run],
+        background=[contacts.run, vault.watch],
         close=[posting.close, mailer.close, keys.close],
     )
 

@@ -39,7 +39,7 @@ from ironcart.services.orders.api import (
     looking,
 )
 from ironcart.services.orders.fold import MEMORY
-from ironcart.services.orders.handlers.accept import Answer, Request, Unsealed, Verdict, accept
+from ironcart.services.orders.handlers.accept import Answer, Request, Verdict, accept
 from ironcart.services.orders.handlers.admit import COMMIT_WAIT_S_MAX, IN_HAND_MAX, OPEN_MAX, Limits
 from ironcart.services.orders.handlers.advance import Told, adopt, advance
 from ironcart.services.orders.handlers.undo import expire
@@ -151,7 +151,7 @@ def build(chassis: Chassis, settings: Settings, draining: asyncio.Event) -> Wiri
             Subscription(PAYMENTS, kinds_of(PAYMENTS), aggregate_of, handle),
         ],
         loops=loops,
-        background=[collector.run],
+        background=[collector.run, vault.watch],
         accepts_without_broker=True,
         close=[vault_database.close],
     )
@@ -202,8 +202,6 @@ def expiring(chassis: Chassis, changes: Changes, after_s: float) -> Rounds:
 def _count_answers(answers: Sequence[Verdict]) -> int:
     count = sum(isinstance(each, Answer) and not each.replayed for each in answers)
     accepted.inc(count)
-    if damaged := sum(isinstance(each, Unsealed) for each in answers):
-        structlog.get_logger().error("A customer's key in the vault is damaged", orders=damaged)
     return count
 
 

@@ -136,6 +136,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave the room."""
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
         self.go()
         for alarm in (self._alarm, self._unread_alarm):
@@ -232,21 +233,21 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head has arrived: the app may begin, unless it is refused at the door."""
-        self._in_head = False
         plain = self.url.startswith(b"/") and b"%" not in self.url and b"#" not in self.url
         if plain and self._is_idle():  # Else the app itself asks.
             method, path = self.parser.get_method().decode(), self.url.partition(b"?")[0]
             address = self.client[0] if self.client else ""
             found = self._front.enter(method, path.decode("latin-1"), self.headers, address)
             if isinstance(found, Problem):
-                self._turned_away = found
+                self._turned_away, self._in_head = found, False
                 if self.expect_100_continue:  # The body is not sent before it is asked for.
                     self._refuse_with(found)
                     raise _RefusedError
                 return
             if found is not None:
                 self.scope[PASS] = found  # type: ignore[literal-required]
-        super().on_headers_complete()
+        super().on_headers_complete()  # Of what is no path it makes nothing that could be answered.
+        self._in_head = False
         self.scope[AT_ONCE] = partial(self._answer_at_once, self.cycle)  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:

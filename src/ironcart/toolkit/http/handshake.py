@@ -13,6 +13,8 @@ from typing import Any, cast
 from ironcart.toolkit.http.connection import Connection
 
 HANDSHAKE_S_MAX = 5.0
+# How long we wait to be said goodbye to: meanwhile a place is taken, and a drain goes on.
+GOODBYE_S_MAX = 1.0
 # As much as a record of TLS holds. asyncio keeps sixteen times that for each connection, idle or
 # not: four thousand callers who say nothing would be a gigabyte.
 READ_BYTES_MAX = 16 * 1024
@@ -35,6 +37,7 @@ class Handshake(SSLProtocol):
             cast("Any", None),  # Nobody waits for it.
             server_side=True,
             ssl_handshake_timeout=cast("Any", HANDSHAKE_S_MAX),
+            ssl_shutdown_timeout=cast("Any", GOODBYE_S_MAX),
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -49,6 +52,9 @@ class Handshake(SSLProtocol):
         """Make room, also where the handshake was never done."""
         super().connection_lost(exc)
         self._connection.go()
+        # A cycle of these would keep all of it until the collector comes round, which is seldom.
+        del self._connection
+        self._sslobj = None
 
 
 def over_tls(make: Callable[..., Connection], context: ssl.SSLContext) -> Callable[..., Handshake]:

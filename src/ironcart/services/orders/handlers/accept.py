@@ -311,24 +311,6 @@ async def _sealed(requests: Sequence[Request], vault: Vault) -> list[Sealed | Un
         for request in requests
         if request.draft.contact is not None
     ]
-    sealed = iter(await _encrypted(reachable, vault) if reachable else [])
-    return [None if request.draft.contact is None else next(sealed) for request in requests]
-
-
-async def _encrypted(
-    contacts: Sequence[tuple[str, Contact]], vault: Vault
-) -> list[Sealed | Unsealed]:
-    """Encrypt what can be; the batch is halved until the damaged key stands alone."""
-    try:
-        return [*await vault.seal(contacts)]
-    except (Refused, ValueError):
-        customers = sorted({customer for customer, _ in contacts})
-        if len(customers) == 1:
-            return [Unsealed()] * len(contacts)
-        half = set(customers[: len(customers) // 2])
-        found: dict[int, Sealed | Unsealed] = {}
-        for in_half in (True, False):
-            places = [at for at, (who, _) in enumerate(contacts) if (who in half) == in_half]
-            sealed = await _encrypted([contacts[at] for at in places], vault)
-            found.update(zip(places, sealed, strict=True))
-        return [found[at] for at in range(len(contacts))]
+    sealed = iter(await vault.seal(reachable) if reachable else [])
+    found = [None if request.draft.contact is None else next(sealed) for request in requests]
+    return [Unsealed() if isinstance(each, Poison) else each for each in found]

@@ -61,7 +61,10 @@ def recall(path: Path) -> Mark | None:
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
-        raise Refused(f"{path} does not say what was signed last: put it back") from error
+        raise Refused(
+            f"{path} does not say what was signed last: put it back, or, if it is gone for good,"
+            " remove it"
+        ) from error
 
 
 def remember(path: Path, mark: Mark) -> None:

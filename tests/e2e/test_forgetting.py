@@ -114,3 +114,10 @@ async def test_what_cannot_be_a_customers_id_is_refused(shop: Shop) -> None:
 
     assert isinstance(done.exception, Refused)
     assert "a customer's id is 1 to 64 of" in str(done.exception)
+
+
+async def test_a_reason_with_a_mail_address_in_it_is_refused(shop: Shop) -> None:
+    done = await ask(shop, "C-1", "--yes", "--why", "asked by anna@shop.example")
+
+    assert isinstance(done.exception, Refused)
+    assert "leave mail addresses out of it" in str(done.exception)

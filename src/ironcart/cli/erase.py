@@ -55,6 +55,8 @@ def erase(
         msgspec.convert(customer, Name)
     except msgspec.ValidationError as error:
         raise Refused("a customer's id is 1 to 64 of A-Z a-z 0-9 . _ -") from error
+    if "@" in why:
+        raise Refused("--why is kept for ever: leave mail addresses out of it")
     place = _where(data)
     told = CustomerForgotten(customer, by or getpass.getuser(), why)
     found = asyncio.run(_erase(place, told) if yes else _look(place, customer))

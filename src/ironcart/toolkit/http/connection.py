@@ -7,16 +7,10 @@ is said once the answers before it are out; then we listen no more, and soon han
 
 import asyncio
 from collections import OrderedDict
-from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import (
-    HEADER_VALUE_RE,
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, HttpToolsProtocol
 
 from ironcart.toolkit import telemetry
 from ironcart.toolkit.http.access.gate import Headers
@@ -248,7 +242,8 @@ class Connection(HttpToolsProtocol):
                 self.scope[PASS] = found  # type: ignore[literal-required]
         super().on_headers_complete()  # Of what is no path it makes nothing that could be answered.
         self._in_head = False
-        self.scope[AT_ONCE] = partial(self._answer_at_once, self.cycle)  # type: ignore[literal-required]
+        # Not with its cycle: that has the scope, and what has itself is freed by the collector only.
+        self.scope[AT_ONCE] = self._answer_at_once  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         """A part of the body has arrived."""
@@ -291,15 +286,15 @@ class Connection(HttpToolsProtocol):
 
     # --- answering ---
 
-    def _answer_at_once(
-        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
-    ) -> bool:
+    def _answer_at_once(self, scope: Any, status: int, headers: Headers, body: bytes) -> bool:
         """Write an answer whole; whatever is unusual is left to uvicorn, and then this is False.
 
         uvicorn writes in two calls, each with all the checks that a stream of any length needs.
         """
+        cycle = self.cycle
+        newest = cycle.scope is scope  # Else others have come in behind it.
         usual = cycle.keep_alive and not cycle.disconnected and not self.flow.write_paused
-        if not usual or cycle.scope["method"] == "HEAD" or status not in STATUS_LINE:
+        if not (newest and usual) or scope["method"] == "HEAD" or status not in STATUS_LINE:
             return False
         named = [*cycle.default_headers, *headers]
         head = b"\r\n".join([name + b": " + value for name, value in named])

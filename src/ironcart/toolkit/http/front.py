@@ -182,7 +182,7 @@ async def _answer(handler: EndpointHandler, scope: Any, receive: Any, send: Any)
     status = answer.status_code
     bucket, at_once = scope[PASS].bucket, scope.get(AT_ONCE)
     left = [] if bucket is None else bucket.headers()
-    if at_once is None or not at_once(status, [*headers, *left], body):
+    if at_once is None or not at_once(scope, status, [*headers, *left], body):
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -242,7 +242,7 @@ class Connection(HttpToolsProtocol):
                 self.scope[PASS] = found  # type: ignore[literal-required]
         super().on_headers_complete()  # Of what is no path it makes nothing that could be answered.
         self._in_head = False
-        # Not with its cycle: that has the scope, and what has itself is freed by the collector only.
+        # Not with its cycle: that has the scope, and a ring is freed by the collector only.
         self.scope[AT_ONCE] = self._answer_at_once  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:

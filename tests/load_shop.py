@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -118,12 +119,14 @@ class LoadShop:
 
 
 @asynccontextmanager
-async def serving(shop: LoadShop, port: int) -> AsyncIterator[LoadShop]:
-    """Serve the shop on this port for the length of a `with`."""
+async def serving(
+    shop: LoadShop, port: int, context: ssl.SSLContext | None = None
+) -> AsyncIterator[LoadShop]:
+    """Serve the shop on this port for the length of a `with`, with `context` over TLS."""
     runner = web.AppRunner(shop.app(), shutdown_timeout=0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    shop.url = f"http://127.0.0.1:{port}"
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
+    shop.url = f"http{'s' if context else ''}://127.0.0.1:{port}"
     try:
         yield shop
     finally:

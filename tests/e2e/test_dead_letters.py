@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import aiohttp
 import asyncpg
 import nats
 import pytest
+import typer
 from nats.aio.client import Client
 from typer.testing import CliRunner
 
 from ironcart.cli.deadletters import app
+from ironcart.cli.doctor import doctor
 from ironcart.cli.repair import REPLAYS_MAX
 from shopping import Shop, System, until
 
@@ -51,6 +54,17 @@ def event(order_id: str, data: dict[str, Any]) -> dict[str, Any]:
         "timestamp": "2026-11-20T23:14:05.123456Z",
         "trace_id": "abc123",
     }
+
+
+async def open_by_doctor(system: System) -> int:
+    """How many dead letters `ironcart doctor` warns of."""
+    alone = typer.Typer()
+    alone.command()(doctor)
+    arguments = ["--data", str(system.folder)]
+    done = await asyncio.to_thread(CliRunner().invoke, alone, arguments)
+    assert "stream DEADLETTERS" in done.output, f"{done.output}{done.exception}"
+    found = re.search(r"warning  (\d+) dead letters:", done.output)
+    return int(found[1]) if found else 0
 
 
 async def parked(system: System) -> int:
@@ -131,6 +145,7 @@ async def test_a_discarded_dead_letter_is_given_up_with_a_reason_and_for_good(
     broken = event(order_id, {"amount": "a lot"})
     await broker.jetstream().publish("payments.refund_issued", json.dumps(broken).encode())
     seq = await parked(system)
+    before = await open_by_doctor(system)
 
     code, said = await cli(system, "replay", str(seq))
     assert (code, "not a RefundIssued" in said) == (1, True), said
@@ -141,6 +156,7 @@ async def test_a_discarded_dead_letter_is_given_up_with_a_reason_and_for_good(
     code, said = await cli(system, "replay", str(seq))
     assert (code, "discarded already" in said) == (1, True), said
     assert await told(system, seq, 1) == ["DeadLetterDiscarded"]
+    assert await open_by_doctor(system) == before - 1
 
 
 async def test_an_edited_order_is_dealt_with_once_and_in_order_with_what_waited_behind(

@@ -11,7 +11,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from ironcart.cli import deadletters
+from ironcart.cli.address import TLS_HINT, Addresses
 from ironcart.embedded.certificates import issue
+from ironcart.toolkit.outcomes import Unavailable
 from shopping import Shop, System, running_system
 
 ANSWERS_WITHIN_S = 10.0
@@ -73,6 +76,24 @@ def test_the_broker_wants_a_certificate_of_its_issuer_and_the_password_too(
     assert _told(url.replace("operator:", "operator:x"), known) == "-ERR 'Authorization Violation'"
     assert _told(url, None) == ""
     assert _told(url, anonymous) == _told(url, stranger) == ""
+
+
+@pytest.mark.parametrize(("folder", "hint"), [("", f"; {TLS_HINT}"), ("certificates", "")])
+async def test_of_a_broker_that_does_not_answer_who_has_no_certificates_hears_of_them(
+    unused_tcp_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, hint: str
+) -> None:
+    issue(tmp_path, ["certificates"])
+    monkeypatch.setattr(deadletters, "CONNECT_TIMEOUT_S", 0.2)
+    tls_dir = str(tmp_path / folder) if folder else ""
+    nobody = Addresses(
+        nats_url=f"nats://a:b@127.0.0.1:{unused_tcp_port}", databases={}, tls_dir=tls_dir
+    )
+
+    with pytest.raises(Unavailable) as found:
+        async with deadletters.connected(nobody):
+            pass
+
+    assert str(found.value) == f"the broker does not answer at 127.0.0.1:{unused_tcp_port}{hint}"
 
 
 def _asked(connection: http.client.HTTPConnection) -> int:

@@ -241,6 +241,31 @@ async def test_a_chain_that_is_not_what_was_signed_is_reported_at_once(audited: 
     assert fault.startswith("ORDERS 5: its entry or its link is not what it was")
 
 
+@pytest.mark.parametrize("gone", ["stream_seq >= 3", "stream_seq = 5"])
+async def test_while_a_link_that_was_signed_is_gone_nothing_is_signed_and_it_shows(
+    audited: Audited, gone: str
+) -> None:
+    rounds, before = audited.rounds(), conflicts()
+    await audited.keep(["ORDERS"], 5)
+    await rounds.go()
+    await audited.keep(["ORDERS", "PAYMENTS"], 2)
+    await audited.database.execute(f"CREATE TABLE kept AS SELECT * FROM links WHERE {gone}")
+    await audited.database.execute(f"DELETE FROM links WHERE {gone} AND stream = 'ORDERS'")
+    for _ in range(3):
+        await rounds.go()
+    assert not is_signing()
+    assert conflicts() == before + 1
+    assert await audited.numbers() == [1]
+    finding = await _signed(audited.url)
+    assert finding.verdict == "warning"
+    assert "checkpoint 1, and no further: ORDERS has lost the link" in finding.text
+    await audited.database.execute("INSERT INTO links SELECT * FROM kept WHERE stream = 'ORDERS'")
+    await rounds.go()
+    assert is_signing()
+    assert (await _signed(audited.url)).verdict == "ok"
+    await whole(audited)
+
+
 async def test_a_checkpoint_that_the_key_did_not_sign_is_not_built_on(audited: Audited) -> None:
     rounds, before = audited.rounds(), conflicts()
     await audited.keep(["ORDERS"], 5)
@@ -302,7 +327,9 @@ async def test_a_chain_that_began_in_version_1_goes_on_in_version_2(audited: Aud
     await audited.rounds().go()
     await whole(audited)
     assert (await verify(Store(audited.database), "ORDERS")).first_bad is None
-    await audited.database.execute("UPDATE entries SET headers = '{}' WHERE stream_seq = 5")
+    await audited.database.execute("UPDATE entries SET headers = '{}' WHERE stream_seq = 7")
+    assert (await verify(Store(audited.database), "ORDERS")).first_bad == 7
+    await audited.database.execute("UPDATE links SET version = 3 WHERE stream_seq = 5")
     assert (await verify(Store(audited.database), "ORDERS")).first_bad == 5
 
 
@@ -314,7 +341,11 @@ async def test_the_doctor_says_whether_the_trail_is_signed(audited: Audited) -> 
     await audited.keep(["ORDERS"], 2)
     verdict, text = await said()
     assert verdict == "warning"
-    assert "set IRONCART_AUDIT_SIGNING_KEY_FILE" in text
+    assert "is not signed yet" in text
+    await audited.database.execute("UPDATE links SET linked_at = linked_at - interval '1 hour'")
+    verdict, text = await said()
+    assert verdict == "warning"
+    assert "can rewrite it: set IRONCART_AUDIT_SIGNING_KEY_FILE" in text
     await audited.rounds().go()
     assert await said() == ("ok", "the audit trail is signed to checkpoint 1")
     await audited.keep(["PAYMENTS"], 1)

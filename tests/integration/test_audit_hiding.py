@@ -27,6 +27,8 @@ UNBOUND = """ALTER TABLE entries DROP CONSTRAINT entries_stream_seq_check;
 ALLOWED = """ALTER TABLE entries DROP CONSTRAINT entries_pkey;
   ALTER TABLE entries ALTER stream DROP NOT NULL, ALTER stream_seq DROP NOT NULL;"""
 
+GONE = "its entry is gone, and checkpoint 2 has it"
+
 
 @pytest.fixture
 async def trail(audited: Audited) -> Audited:
@@ -43,6 +45,24 @@ async def as_superuser(audited: Audited, *statements: str) -> None:
     async with superuser(audited) as connection:
         for statement in statements:
             await connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("DELETE FROM entries {0}; DELETE FROM links {0}", GONE),
+        ("DELETE FROM entries {0}", GONE),
+        ("DELETE FROM links {0}", "its link is not the one that checkpoint 2 has"),
+        ("UPDATE links SET hash = '' {0}", "its link is not the one that checkpoint 2 has"),
+    ],
+)
+async def test_what_a_checkpoint_is_trusted_for_has_to_be_there(
+    trail: Audited, statement: str, fault: str
+) -> None:
+    assert (await trail.judge(first=2)).ok
+    last = "WHERE stream = 'ORDERS' AND stream_seq = 3"
+    await as_superuser(trail, statement.format(last))
+    assert (await trail.judge(first=2)).faults == [f"ORDERS 3: {fault}"]
 
 
 async def resign(audited: Audited) -> None:

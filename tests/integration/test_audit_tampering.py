@@ -145,11 +145,13 @@ async def link_altered(connection: Connection, stream: str, seq: int) -> int:
     return seq
 
 
-async def link_said_to_be_older(connection: Connection, stream: str, seq: int) -> int:
-    await connection.execute(
-        "UPDATE links SET version = 1 WHERE stream = $1 AND stream_seq = $2", stream, seq
-    )
-    return seq
+def link_said_to_be_of(version: int) -> Callable[[Connection, str, int], Awaitable[int]]:
+    async def tamper(connection: Connection, stream: str, seq: int) -> int:
+        where = "WHERE stream = $1 AND stream_seq = $2"
+        await connection.execute(f"UPDATE links SET version = {version} {where}", stream, seq)
+        return seq
+
+    return tamper
 
 
 def deleted(*tables: str) -> Callable[[Connection, str, int], Awaitable[int]]:
@@ -207,7 +209,8 @@ TAMPERINGS: dict[str, Callable[[Connection, str, int], Awaitable[int]]] = {
     "altered headers": altered("headers", "replace(headers, '00-0', '11-1')"),
     "another time": altered("stored_at", "stored_at + interval '1 microsecond'"),
     "an altered link": link_altered,
-    "a link said to be of version 1": link_said_to_be_older,
+    "a link said to be of version 1": link_said_to_be_of(1),
+    "a link said to be of version 3": link_said_to_be_of(3),
     "a deleted entry": deleted("entries"),
     "a deleted link": deleted("links"),
     "a deleted entry with its link": deleted("entries", "links"),

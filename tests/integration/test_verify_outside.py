@@ -42,7 +42,7 @@ CREATE TABLE {0}.inbox (event_id uuid PRIMARY KEY, stream text, stream_seq bigin
 CREATE TABLE {0}.failures (stream text, stream_seq bigint, attempts int, error text,
     PRIMARY KEY (stream, stream_seq));
 CREATE TABLE {0}.jobs (key text PRIMARY KEY, due_at timestamptz, created_at timestamptz,
-    attempts int DEFAULT 0);
+    attempts int DEFAULT 0, error text);
 CREATE TABLE {0}.parked (stream text, stream_seq bigint, state text);
 """
 SERVICE_TABLES = """
@@ -298,6 +298,28 @@ async def test_jobs_and_failures_that_are_left_are_found(shop: Shop) -> None:
     assert "jobs open for more than 60 s: 1 (payments)" in broken
     assert "failed, neither handled nor dead-lettered: 1 (orders)" in broken
     assert "rows that wait for a job that does not exist: 6 (notifications)" in broken
+
+
+async def test_a_webhook_put_off_by_its_breaker_is_no_fault_until_nobody_takes_it_up(
+    shop: Shop,
+) -> None:
+    await shop.hold(clean_world())
+    await shop.connection.execute(
+        "INSERT INTO notifications.jobs VALUES"
+        " ('webhook:WHE-1/ORD-1/confirmed', now() + interval '1 minute',"
+        "  now() - interval '2 minutes', 0, 'breaker webhook WHE-1 is open')"
+    )
+
+    put_off = await shop.judge(settle_s=0)
+    await shop.connection.execute("UPDATE notifications.jobs SET due_at = now() - interval '1 h'")
+    abandoned = _broken(await shop.judge(settle_s=0))
+    await shop.connection.execute("UPDATE notifications.jobs SET error = NULL")
+    never_tried = _broken(await shop.judge(settle_s=0))
+
+    assert put_off.ok
+    assert put_off.quiet
+    assert abandoned == {"I11": ["jobs overdue that nobody works on: 1 (notifications)"]}
+    assert "jobs open for more than 60 s: 1 (notifications)" in never_tried["I9"]
 
 
 async def test_a_missing_stream_or_table_is_said_in_one_line(shop: Shop) -> None:

@@ -8,8 +8,13 @@ from typer.testing import CliRunner
 
 from ironcart.cli import application
 from ironcart.cli.permissions import users
+from ironcart.events import STREAMS
 
-VALUES = Path(__file__).parent.parent.parent / "deploy" / "nats" / "values.yaml"
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+VALUES = DEPLOY / "nats" / "values.yaml"
+ON_A_LAPTOP = DEPLOY / "nats" / "values-dev.yaml"
+CHART_ON_A_LAPTOP = DEPLOY / "helm" / "ironcart" / "values-dev.yaml"
+GIB = 1024**3
 
 
 def parsed(text: str) -> Any:
@@ -66,6 +71,31 @@ def test_nobody_reaches_a_node_without_a_certificate_nor_in_the_clear() -> None:
         "min_version": "1.2",
     }
     assert config["cluster"]["tls"]["merge"]["verify"]
+
+
+def test_the_node_on_a_laptop_has_the_same_users_syncs_and_asks_for_no_certificate() -> None:
+    values = _merged(parsed(VALUES.read_text()), parsed(ON_A_LAPTOP.read_text()))
+    config, chart = values["config"], parsed(CHART_ON_A_LAPTOP.read_text())["nats"]
+
+    assert config["merge"] == parsed(VALUES.read_text())["config"]["merge"]
+    assert config["jetstream"]["merge"]["sync_interval"] == "always"
+    assert not config["cluster"]["enabled"]
+    assert len(chart["pods"]) == chart["streamReplicas"] == 1
+    for part in (config["nats"]["tls"], config["cluster"]["tls"], values["tlsCA"]):
+        assert not part["enabled"]
+    for name, needs in parsed(printed("helm"))["container"]["env"].items():
+        assert values["container"]["env"][name] == needs
+    room = int(config["jetstream"]["fileStore"]["maxSize"].removesuffix("Gi"))
+    assert len(STREAMS) * chart["streamBytesMax"] <= room * GIB
+    assert room < int(config["jetstream"]["fileStore"]["pvc"]["size"].removesuffix("Gi"))
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """Values as Helm puts them on top of others: mappings are merged, all else is replaced."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    both = {name: _merged(below[name], above[name]) for name in below.keys() & above.keys()}
+    return {**below, **above, **both}
 
 
 def _users(values: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,11 +15,13 @@ import typer
 from typer.testing import CliRunner
 
 from ironcart.cli.load import load as command
+from ironcart.embedded.certificates import issue
 from ironcart.load import pace, sender, shelf, watch
 from ironcart.load.figures import Tally
 from ironcart.load.plan import Plan, Target
 from ironcart.load.run import run
 from ironcart.load.shelf import STOCK_LOW, STOCK_TARGET, Shelf
+from ironcart.toolkit.tls import Tls
 from ironcart.verify.loadlog import read_logs
 from load_shop import LoadShop, serving
 
@@ -248,13 +251,45 @@ async def test_the_command_says_what_is_wrong_and_exits_2(tmp_path: Path) -> Non
     assert result.stderr == "ironcart load: say how much: --rate N, --orders N or both\n"
 
 
-async def _spawn(*arguments: str) -> asyncio.subprocess.Process:
+async def _spawn(*arguments: str, **environ: str) -> asyncio.subprocess.Process:
     import sys
 
     code = "import typer; from ironcart.cli.load import load; typer.run(load)"
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, *arguments, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-c",
+        code,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | environ,
     )
+
+
+async def test_over_tls_whom_to_trust_is_named_and_anybody_else_ends_the_run_at_once(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    issue(tmp_path, ["orders"])
+    ours, named = tmp_path / "orders", tmp_path / "named"
+    named.mkdir()
+    (named / "run.json").write_text(json.dumps({"tls": {"ca": str(ours / "ca.crt")}}))
+    options = ("--orders", "5", "--quiet", "--data")
+    async with serving(LoadShop(), unused_tcp_port, Tls(ours).server) as shop:
+        url, stranger = ("--url", shop.url), str(tmp_path / "stranger")
+        runs = await asyncio.gather(
+            _spawn(*url, *options, stranger),
+            _spawn(*url, *options, stranger, "--inventory-url", shop.url),
+            _spawn(*url, *options, stranger, IRONCART_TLS_DIR=str(ours)),
+            _spawn(*url, *options, str(named)),
+        )
+        said = [(await each.communicate())[1].decode() for each in runs]
+
+    assert [each.returncode for each in runs] == [2, 2, 0, 0], said
+    for text in said[:2]:
+        assert "shows a certificate that is not trusted" in text
+        assert text.endswith("set IRONCART_TLS_DIR\n")
+        assert text.count("\n") == 1
+    assert len(shop.orders) == 10
 
 
 async def test_the_command_ends_with_a_summary_and_its_exit_status_says_whether_all_is_well(

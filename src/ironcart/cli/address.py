@@ -11,6 +11,8 @@ from ironcart.cli.services import NAMES
 from ironcart.toolkit import settings, tls
 from ironcart.toolkit.outcomes import Refused
 
+# For a broker that does not answer: over TLS it says nothing to who speaks plainly.
+TLS_HINT = "if it wants TLS set IRONCART_TLS_DIR"
 RUN_FILE = "run.json"
 DATA_DEFAULT = Path(".ironcart")
 

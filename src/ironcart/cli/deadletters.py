@@ -62,7 +62,7 @@ def list_letters(
     async def tell(broker: Broker, databases: Databases) -> int:
         told = 0
         async for letter, stands in _letters(broker, databases, service):
-            state = "parked" if stands is None else stands.state
+            state = _state(stands)
             waiting = f", {stands.waiting} behind" if stands is not None and stands.waiting else ""
             if everything or state in UNRESOLVED:
                 print(f"{_line(letter)}  {letter.reason} [{state}{waiting}]")
@@ -210,6 +210,12 @@ async def _replay(
     print(f"{letter.seq}: {what} {done} by {letter.service}, {repair.row.waiting} behind it")
 
 
+async def count_open(broker: Broker, databases: Databases) -> int:
+    """Say how many dead letters wait for a person: those that are listed, without `--all`."""
+    found = _letters(broker, databases, "")
+    return len([letter.seq async for letter, stands in found if _state(stands) in UNRESOLVED])
+
+
 async def _parked(broker: Broker, databases: Databases, service: str) -> list[int]:
     """The numbers of those that are parked by now: what comes meanwhile is left for later."""
     return [
@@ -217,6 +223,11 @@ async def _parked(broker: Broker, databases: Databases, service: str) -> list[in
         async for letter, stands in _letters(broker, databases, service)
         if stands is not None and stands.state == "parked"
     ]
+
+
+def _state(stands: Standing | None) -> str:
+    """How a letter stands; one that no table knows was set aside, and nothing was done since."""
+    return "parked" if stands is None else stands.state
 
 
 async def _letters(
@@ -291,7 +302,9 @@ async def connected(where: address.Addresses) -> AsyncIterator[Broker]:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await broker.connect()
     except TimeoutError as error:
-        raise Unavailable(f"the broker does not answer at {url.rpartition('@')[2]}") from error
+        hint = "" if where.tls_dir else f"; {address.TLS_HINT}"
+        shown = url.rpartition("@")[2]
+        raise Unavailable(f"the broker does not answer at {shown}{hint}") from error
     try:
         yield broker
     finally:

@@ -11,7 +11,7 @@ import aiohttp
 import typer
 
 from ironcart.cli import address, services, stuck
-from ironcart.cli.deadletters import connected
+from ironcart.cli.deadletters import connected, count_open
 from ironcart.cli.floors import before, floors
 from ironcart.events import OWNERS, STREAMS
 from ironcart.toolkit.broker import Broker, BrokerError
@@ -59,6 +59,7 @@ async def _examine(where: address.Addresses) -> list[Finding]:
         for stream in STREAMS:
             findings += [finding async for finding in _stream(broker, stream, known)]
             findings += await _unfilled(broker, stream, where.databases)
+        findings += await _dead_letters(broker, where.databases)
         for service in services.every().values():
             for durable in service.durables:
                 findings.append(await _durable(broker, durable))
@@ -107,10 +108,16 @@ async def _signed(url: str) -> Finding:
         return Finding("warning", f"audit: {error}")
     finally:
         await database.close()
-    if row is None:
-        text = "the audit trail is not signed, so whoever rules the database can rewrite it"
-        return Finding("warning", f"{text}: set IRONCART_AUDIT_SIGNING_KEY_FILE")
+    assert row is not None
+    if row["number"] is None:
+        text = "the audit trail is not signed, so whoever rules the database can rewrite it: set"
+        if row["unsigned_s"] <= UNSIGNED_S_WARN:
+            text = "the audit trail is not signed yet; if it stays so, set"
+        return Finding("warning", f"{text} IRONCART_AUDIT_SIGNING_KEY_FILE")
     text = f"the audit trail is signed to checkpoint {row['number']}"
+    if row["unlinked"] is not None:
+        lost = f"{row['unlinked']} has lost the link that it names"
+        return Finding("warning", f"{text}, and no further: {lost}; ask `ironcart audit verify`")
     if row["unsigned_s"] > UNSIGNED_S_WARN:
         return Finding("warning", f"{text}; the end of it has waited for {row['unsigned_s']} s")
     return Finding("ok", text)
@@ -197,10 +204,17 @@ async def _stream(
         yield Finding("ok", f"{text} (one copy: survives power loss, not the loss of its disk)")
     else:
         yield Finding("ok", text)
-    if stream.name == "DEADLETTERS" and state["messages"]:
-        yield Finding(
-            "warning", f"{state['messages']} dead letters: see `ironcart deadletters list`"
-        )
+
+
+async def _dead_letters(broker: Broker, databases: Mapping[str, str]) -> list[Finding]:
+    """How many wait for a person; their stream also has what persons did."""
+    try:
+        count = await count_open(broker, databases)
+    except (BrokerError, Unavailable) as error:
+        return [Finding("warning", f"dead letters cannot be told: {error}")]
+    if not count:
+        return []
+    return [Finding("warning", f"{count} dead letters: see `ironcart deadletters list`")]
 
 
 async def _unfilled(broker: Broker, stream: Stream, databases: Mapping[str, str]) -> list[Finding]:
@@ -231,12 +245,16 @@ async def _durable(broker: Broker, durable: Durable) -> Finding:
     return Finding("warning" if lag > LAG_MESSAGES_WARN else "ok", text)
 
 
+# Without a checkpoint, what waits to be signed begins with the first link.
 _SIGNED = """
-SELECT c.number, coalesce(extract(epoch FROM now() - min(l.linked_at)), 0)::int AS unsigned_s
-FROM (SELECT number, line FROM checkpoints ORDER BY number DESC LIMIT 1) AS c
+SELECT c.number, coalesce(extract(epoch FROM now() - min(l.linked_at)), 0)::int AS unsigned_s,
+       min(h.stream) FILTER (WHERE signed.stream IS NULL) AS unlinked
+FROM (SELECT) AS always
+LEFT JOIN (SELECT number, line FROM checkpoints ORDER BY number DESC LIMIT 1) AS c ON true
 CROSS JOIN unnest($1::text[]) AS s(stream)
 LEFT JOIN LATERAL json_to_recordset(c.line::json -> 'heads') AS h(stream text, stream_seq bigint)
   ON h.stream = s.stream
+LEFT JOIN links signed ON signed.stream = h.stream AND signed.stream_seq = h.stream_seq
 LEFT JOIN links l ON l.stream = s.stream AND l.stream_seq = coalesce(h.stream_seq, 0) + 1
 GROUP BY c.number
 """

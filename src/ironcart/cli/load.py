@@ -7,14 +7,23 @@ from typing import Annotated
 import typer
 import uvloop
 
-from ironcart.load.plan import InvalidPlanError, Plan, find_target
+from ironcart.cli.address import DATA_DEFAULT
+from ironcart.load.plan import InvalidPlanError, Plan, Target, find_target, issuer_of
 from ironcart.load.run import run
-from ironcart.toolkit.settings import environment
+from ironcart.toolkit import settings, tls
 
 # An operator's, or the stock is left as it is.
 API_KEY = "IRONCART_API_KEY"
 EXIT_NOT_TERMINAL = 1
 EXIT_CANNOT_START = 2
+
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        help="The folder of `ironcart up`; the log goes to DIR/load.",
+        show_default=str(DATA_DEFAULT),
+    ),
+]
 
 
 def load(
@@ -28,9 +37,7 @@ def load(
     orders: Annotated[
         int, typer.Option(min=0, help="Place this many and wait until all are terminal.")
     ] = 0,
-    data: Annotated[
-        Path, typer.Option(help="The folder of `ironcart up`; the log goes to DIR/load.")
-    ] = Path(".ironcart"),
+    data: Folder = None,
     url: Annotated[
         str | None, typer.Option(help="The orders API, instead of the one in run.json.")
     ] = None,
@@ -56,8 +63,8 @@ def load(
     """Place orders, follow them to their end, and report rates and percentiles."""
     try:
         plan = Plan(
-            target=find_target(data, url, inventory_url, environment().get(API_KEY, "")),
-            log_folder=data / "load",
+            target=_target(data, url, inventory_url),
+            log_folder=(data or DATA_DEFAULT) / "load",
             rate=rate,
             duration_s=duration,
             orders=orders,
@@ -77,6 +84,16 @@ def load(
         _tell(json.dumps(tally.as_json()))
     if orders and (tally.accepted < orders or tally.terminal < tally.accepted):
         raise typer.Exit(EXIT_NOT_TERMINAL)
+
+
+def _target(data: Path | None, url: str | None, inventory_url: str | None) -> Target:
+    """Where to, and whom to trust there: with --url the issuer of a folder that was named."""
+    environ = settings.environment()
+    tls_dir = settings.load(tls.Settings, environ).tls_dir
+    key, ca = environ.get(API_KEY, ""), issuer_of(data) if data else ""
+    if tls_dir:
+        ca = str(Path(tls_dir) / tls.CA)
+    return find_target(data or DATA_DEFAULT, url, inventory_url, key, ca=ca)
 
 
 def _tell(line: str) -> None:

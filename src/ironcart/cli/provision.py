@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ironcart.cli import services
+from ironcart.cli import address, services
 from ironcart.cli.floors import beginnings
 from ironcart.cli.roles import ensure_roles, password_of
 from ironcart.events import STREAMS
@@ -195,7 +195,8 @@ async def _provision_broker(told: Settings, urls: Mapping[str, str]) -> list[str
         async with asyncio.timeout(BROKER_TIMEOUT_S):
             await broker.connect()
     except TimeoutError as error:
-        raise Unavailable("the broker does not answer at IRONCART_NATS_URL") from error
+        hint = "" if certificates else f"; {address.TLS_HINT}"
+        raise Unavailable(f"the broker does not answer at IRONCART_NATS_URL{hint}") from error
     try:
         return await _ensured(broker, told, urls)
     finally:

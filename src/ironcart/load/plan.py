@@ -53,14 +53,24 @@ class Plan:
             raise InvalidPlanError("say how much: --rate N, --orders N or both")
 
 
-def find_target(data: Path, url: str | None, inventory_url: str | None, key: str = "") -> Target:
+def issuer_of(data: Path) -> str:
+    """Return the issuer's file that DIR/run.json names; "" when there is none."""
+    try:
+        return str(json.loads((data / "run.json").read_bytes())["tls"]["ca"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def find_target(
+    data: Path, url: str | None, inventory_url: str | None, key: str = "", *, ca: str = ""
+) -> Target:
     """Return the addresses given, or those in DIR/run.json; raises `InvalidPlanError`.
 
-    `key` is for addresses that are given, and wins over those in run.json.
+    `key` is for addresses that are given, and wins over those in run.json; `ca` is for the former.
     """
     if url is not None:
         inventory = inventory_url.rstrip("/") if inventory_url else None
-        return Target(url.rstrip("/"), inventory, key, key)
+        return Target(url.rstrip("/"), inventory, key, key, ca)
     path = data / "run.json"
     try:
         running = json.loads(path.read_bytes())

@@ -19,6 +19,7 @@ from ironcart.load.plan import InvalidPlanError, Plan
 from ironcart.load.sender import REQUEST_TIMEOUT_S, Sender
 from ironcart.load.shelf import Shelf
 from ironcart.load.show import show
+from ironcart.load.trust import known_by
 from ironcart.load.watch import Watcher
 
 CONNECT_TIMEOUT_S = 5.0
@@ -32,7 +33,8 @@ Tell = Callable[[str], None]
 async def run(plan: Plan, *, tell: Tell, quiet: bool) -> Tally:
     """Run the plan; SIGINT and SIGTERM end it early but orderly.
 
-    Raises `InvalidPlanError` when the log folder cannot be written, or the log's disk is full.
+    Raises `InvalidPlanError` when the log folder cannot be written, the log's disk is full, or a
+    certificate is not trusted.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -45,6 +47,8 @@ async def run(plan: Plan, *, tell: Tell, quiet: bool) -> Tally:
     try:
         return await _Run(plan, log, stop).run(tell, quiet=quiet)
     except ExceptionGroup as errors:
+        if (unfit := errors.subgroup(InvalidPlanError)) is not None:
+            raise _first(unfit) from None
         # Only the log raises it: what servers and networks do is an answer like any other.
         disk = errors.subgroup(OSError)
         if disk is None:
@@ -80,10 +84,11 @@ class _Run:
         plan, tally = self._plan, self._tally
         at_once = IN_FLIGHT_MAX if plan.rate else plan.connections
         target = plan.target
+        known = known_by(target.ca)
         async with (
-            _session(2 * at_once, target.orders_key, target.ca) as placing,
-            _session(SIDE_CONNECTIONS, target.orders_key, target.ca) as watching,
-            _session(SIDE_CONNECTIONS, target.inventory_key, target.ca) as stocking,
+            _session(2 * at_once, target.orders_key, known) as placing,
+            _session(SIDE_CONNECTIONS, target.orders_key, known) as watching,
+            _session(SIDE_CONNECTIONS, target.inventory_key, known) as stocking,
         ):
             shelf = None
             if target.inventory_url:
@@ -130,8 +135,7 @@ def _first(errors: BaseException) -> BaseException:
     return errors
 
 
-def _session(connections: int, key: str, ca: str) -> aiohttp.ClientSession:
-    known = ssl.create_default_context(cafile=ca) if ca else True
+def _session(connections: int, key: str, known: ssl.SSLContext | bool) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"} if key else None,
         connector=aiohttp.TCPConnector(limit=connections, ssl=known),

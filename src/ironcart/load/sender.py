@@ -14,6 +14,7 @@ import msgspec
 from ironcart.load.basket import NewOrder, other_body
 from ironcart.load.figures import Tally
 from ironcart.load.log import LoadLog
+from ironcart.load.trust import untrusted
 
 REQUEST_TIMEOUT_S = 15.0
 RETRY_WINDOW_S = 45.0
@@ -36,7 +37,8 @@ class _Answer(msgspec.Struct):
 class Sender:
     """Sends orders to one address; `accepted` hears each new order id once.
 
-    Never raises for what a server or a network does; an `OSError` of the log ends the run.
+    Never raises for what a server or a network does, but for a certificate that is not trusted:
+    `InvalidPlanError`. An `OSError` of the log ends the run, too.
     """
 
     def __init__(
@@ -120,6 +122,8 @@ class Sender:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             failed = f"{type(error).__name__}: {error}"
             self._log.write({"kind": "answer", "at": _now(), **about, "status": 0, "error": failed})
+            if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                raise untrusted(self._url, error) from error
             return 0, ""
         order_id = self._order_id(answer) if status == 202 else ""
         record = {"kind": "answer", "at": _now(), **about, "status": status, "order_id": order_id}

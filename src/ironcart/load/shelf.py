@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
+from ironcart.load.trust import untrusted
+
 STOCK_LOW = 10_000
 STOCK_TARGET = 20_000
 CHECK_INTERVAL_S = 1.0
@@ -46,7 +48,10 @@ class Shelf:
             self._slots[sku].available -= quantity
 
     async def fill(self) -> str:
-        """Set each SKU that is too low; returns what is in the way, or nothing, within 15 s."""
+        """Set each SKU that is too low; returns what is in the way, or nothing, within 15 s.
+
+        Raises `InvalidPlanError` at once when inventory's certificate is not trusted.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         left = list(self._slots)
         while left:
@@ -57,6 +62,8 @@ class Shelf:
                     await self._send("PUT", f"/stock/{left[-1]}", {"on_hand": on_hand})
                     await self._read(left[-1])
                 left.pop()
+            except aiohttp.ClientConnectorCertificateError as error:
+                raise untrusted(self._url, error) from error
             except FAILURES as error:
                 if time.monotonic() >= deadline:
                     return f"stock of {left[-1]} at {self._url}: {error or type(error).__name__}"

@@ -169,7 +169,10 @@ class _Judge:
                 f" ({where})"
             )
         if not self._walks:
-            await self._begin(checkpoint.heads if self._succession.first > 1 else {})
+            trusted = checkpoint.heads if self._succession.first > 1 else {}
+            await self._begin(trusted)
+            for stream in trusted:
+                await self._walks[stream].look_at_head(checkpoint.number)
         for stream, (seq, hash_) in checkpoint.heads.items():
             if stream not in self._walks:
                 self._walks[stream] = Walk(self._connection, stream, 0, b"")

@@ -10,6 +10,7 @@ SEQ_BYTES = 8
 # In version 1 a link left out the headers, the names that were read, and the time.
 VERSION_OF_BODIES = 1
 VERSION = 2
+VERSIONS = (VERSION_OF_BODIES, VERSION)
 NAME_CHARACTERS_MAX = 128
 # The names of an entry that stands for a message which never came.
 LOST = ("lost", "")

@@ -43,10 +43,11 @@ TABLES = (
     *(f"{service}.{table}" for service in SERVICES for table in ("events", "batches", "jobs")),
 )
 
-# A webhook that is tried again waits for somebody else's server, for a day if need be.
-COUNT_JOBS = "SELECT count(*) FROM {0}.jobs WHERE NOT (key LIKE 'webhook:%' AND attempts > 0)"
-TRIED_AGAIN = """
-    SELECT count(*) FROM notifications.jobs WHERE key LIKE 'webhook:%' AND attempts > 0"""
+# A webhook that is tried again waits for somebody else's server, for a day if need be. What its
+# breaker put off has an error, and no attempts; one that nobody takes up again is overdue.
+TRIED = "key LIKE 'webhook:%' AND error IS NOT NULL"
+COUNT_JOBS = f"SELECT count(*) FROM {{0}}.jobs WHERE NOT ({TRIED})"  # noqa: S608 - a constant
+TRIED_AGAIN = f"SELECT count(*) FROM notifications.jobs WHERE {TRIED}"  # noqa: S608 - a constant
 OVERDUE = "SELECT count(*) FROM {0}.jobs WHERE due_at < now() - make_interval(secs => $1)"
 UNPUBLISHED_AGE = """
     SELECT extract(epoch FROM now() - min(recorded_at))::float8 FROM {0}.batches
@@ -233,7 +234,7 @@ async def _read_leftovers(connection: Connection, left: Leftovers) -> None:
         old = await connection.fetchval(
             f"SELECT count(*) FROM {service}.jobs "  # noqa: S608 - a constant
             "WHERE created_at < now() - make_interval(secs => $1) "
-            "AND NOT (key LIKE 'webhook:%' AND attempts > 0)",
+            f"AND NOT ({TRIED})",
             OLD_JOB_S,
         )
         overdue = await connection.fetchval(OVERDUE.format(service), OVERDUE_S)

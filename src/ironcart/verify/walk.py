@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ironcart.verify.chain import VERSION_OF_BODIES, Entry, genesis, is_named_right, link
+from ironcart.verify.chain import VERSION_OF_BODIES, VERSIONS, Entry, genesis, is_named_right, link
 
 # Of each table at a time: a body may have a megabyte.
 ROWS_AT_ONCE = 256
@@ -25,6 +25,13 @@ SELECT min(seq) FROM (
     SELECT FROM audit.entries WHERE stream = $1 AND stream_seq IS NULL)
   UNION ALL SELECT 0 WHERE EXISTS (
     SELECT FROM audit.links WHERE stream = $1 AND stream_seq IS NULL)) AS found"""
+
+# A walk that begins later comes after what it trusts, which is to be there all the same.
+HEAD = """
+SELECT EXISTS (SELECT FROM audit.entries WHERE stream = $1 AND stream_seq = $2) AS kept,
+       EXISTS (SELECT FROM audit.links WHERE stream = $1 AND stream_seq = $2 AND hash = $3)
+       AS linked
+"""
 
 Connection = Any
 
@@ -72,7 +79,17 @@ class Walk:
         """See that nothing is before the first place."""
         found = await self._connection.fetchval(BELOW, self.stream)
         if found is not None:
-            self.bad, self.bad_seq = "no entry or link can be there", found
+            self._find(found, "no entry or link can be there")
+
+    async def look_at_head(self, checkpoint: int) -> None:
+        """See that the place which a checkpoint vouches for, and where this begins, is there."""
+        if self.bad:
+            return
+        found = await self._connection.fetchrow(HEAD, self.stream, self.seq, self.digest)
+        if not found["kept"]:
+            self._find(self.seq, f"its entry is gone, and checkpoint {checkpoint} has it")
+        elif not found["linked"]:
+            self._find(self.seq, f"its link is not the one that checkpoint {checkpoint} has")
 
     async def reach(self, target: int, hash_: bytes, checkpoint: int) -> None:
         """Go on to where a checkpoint says that the chain has this hash."""
@@ -104,7 +121,7 @@ class Walk:
             found, chained = await entries.peek(), await links.peek()
             for row, what in ((found, "entries"), (chained, "links")):
                 if row is not None and row["stream_seq"] < expected:
-                    self.bad, self.bad_seq = f"there are two {what}", row["stream_seq"]
+                    self._find(row["stream_seq"], f"there are two {what}")
                     return
             if chained is None:
                 return
@@ -121,6 +138,9 @@ class Walk:
     def _add(self, found: Any, chained: Any) -> None:
         if None in found.values():
             self._stop("its entry has lost a value")
+            return
+        if chained["version"] not in VERSIONS:
+            self._stop(f"its link says version {chained['version']}, and there is none")
             return
         entry = Entry(
             self.stream,
@@ -152,4 +172,7 @@ class Walk:
         )
 
     def _stop(self, why: str) -> None:
-        self.bad, self.bad_seq = why, self.seq + 1
+        self._find(self.seq + 1, why)
+
+    def _find(self, seq: int, why: str) -> None:
+        self.bad, self.bad_seq = why, seq

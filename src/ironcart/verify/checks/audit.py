@@ -2,7 +2,7 @@
 
 import hashlib
 
-from ironcart.verify.chain import VERSION_OF_BODIES, Entry, genesis, is_named_right, link
+from ironcart.verify.chain import VERSION_OF_BODIES, VERSIONS, Entry, genesis, is_named_right, link
 from ironcart.verify.checks.histories import Histories
 from ironcart.verify.facts import DEAD_LETTERS, Event, StreamFacts
 from ironcart.verify.findings import Faults, Finding
@@ -40,7 +40,7 @@ class Trail:
         previous = self._hash.get(entry.stream) or genesis(entry.stream)
         if entry.hash is None:
             self.faults.add("no link in the chain", where)
-        elif entry.hash != link(previous, entry):
+        elif entry.version not in VERSIONS or entry.hash != link(previous, entry):
             self.faults.add("the chain does not add up", where)
         elif entry.version == VERSION_OF_BODIES and not is_named_right(entry):
             self.faults.add("audited under another type or aggregate", where)

@@ -88,6 +88,9 @@ def link_1(previous: bytes, sealed: Sealed) -> bytes:
     ).digest()
 
 
+LINK_OF_VERSION = {1: link_1, 2: link}
+
+
 def extend(seq: int, head: bytes, following: Iterable[Sealed]) -> list[tuple[int, bytes]]:
     """Link what follows sequence `seq` without a gap; the rest of `following` is left."""
     links: list[tuple[int, bytes]] = []
@@ -240,8 +243,8 @@ async def verify(store: Store, stream: str, first_seq: int = 1) -> Verified:
             if place.stream_seq != expected or place.entry is None or place.hash is None:
                 first_bad = expected
                 break
-            follow = link_1 if place.version == 1 else link
-            if (digest := follow(digest, place.entry)) != place.hash:
+            follow = LINK_OF_VERSION.get(place.version)
+            if follow is None or (digest := follow(digest, place.entry)) != place.hash:
                 first_bad = expected
                 break
             expected += 1

@@ -203,6 +203,12 @@ async def _hindrance(store: Store, last: Checkpoint | None, signer: Signer) -> S
     return None if await _still_holds(store, last) else Stand.BEHIND
 
 
+async def unlinked(store: Store, last: Checkpoint) -> str:
+    """The first stream that has no link at the place that was signed last of it, or ""."""
+    found = await store.links_at([(head.stream, head.stream_seq) for head in last.heads])
+    return next((head.stream for head in last.heads if head.stream not in found), "")
+
+
 async def _still_holds(store: Store, last: Checkpoint) -> bool:
     """Whether the chains have come as far as was signed. If one goes by other hashes now, that is
     reported, and what comes is signed all the same: the older checkpoints go on telling it."""

@@ -21,6 +21,7 @@ from ironcart.services.audit.handlers.checkpoints import (
     read,
     short_of,
     sign,
+    unlinked,
 )
 from ironcart.services.audit.store import Standing, Store
 from ironcart.toolkit import signing as keys
@@ -46,9 +47,9 @@ LOST = (
     " nothing is signed. Bring it back; if it is gone for good, {then}restart audit"
 )
 MISSING = "checkpoint {number} is neither in the database nor exported: bring it back"
-SHORT = (
-    "the chain of {stream} ends before what checkpoint {number} says: nothing is signed until it"
-    " is as long again"
+UNLINKED = (
+    "the chain of {stream} has no link where checkpoint {number} was signed: nothing is signed"
+    " until it is there again"
 )
 REFUSALS = {
     Stand.FORGED: "the newest checkpoint in the database was not signed by the key it names",
@@ -135,9 +136,15 @@ class Rounds:
                 if not await self._follows(standing, signer):
                     return self._refuse(self._lost())
             fault = await self._sign(standing, signer, last)
+        unlinked_fault = await self._unlinked(standing)
+        signing.set(int(signer is not None and not fault and not unlinked_fault))
         if fault == REFUSALS[Stand.FORGED]:
             return fault
-        return await self._export() or fault or self._short(standing)
+        if (told := await self._export() or fault) or not unlinked_fault:
+            return told
+        # Of a database that was restored it is no wonder: the chain is folded again.
+        restored = self._newest[0] <= self._took_over
+        return unlinked_fault if restored else self._disagree(unlinked_fault)
 
     def _refuse(self, fault: str) -> str:
         signing.set(0)
@@ -153,13 +160,11 @@ class Rounds:
         then = f"remove {self._mark_file} and " if self._mark_file is not None else ""
         return LOST.format(number=self._mark.number, then=then)
 
-    def _short(self, standing: Standing) -> str:
+    async def _unlinked(self, standing: Standing) -> str:
         newest = read(standing.line) if standing.line else None
-        if newest is None or not (stream := short_of(newest, standing.heads)):
+        if newest is None or not (stream := await unlinked(Store(self._database), newest)):
             return ""
-        fault = SHORT.format(stream=stream, number=newest.number)
-        # Of a database that was restored it is no wonder: the chain is folded again.
-        return fault if newest.number <= self._took_over else self._disagree(fault)
+        return UNLINKED.format(stream=stream, number=newest.number)
 
     async def _look(self) -> Standing:
         standing = await Store(self._database).standing(self._plan.streams)
@@ -234,7 +239,6 @@ class Rounds:
         due = Due(plan.every_entries, waited=waited)
         newest = read(standing.line) if standing.line else None
         if not due.met(newest, standing.heads) or self._compared is None:
-            signing.set(int(self._said not in REFUSALS.values()))
             return self._said if self._said in REFUSALS.values() else ""
         async with self._database.transaction() as connection:
             trusted = self._compared, standing.line
@@ -246,7 +250,6 @@ class Rounds:
             stand = Stand.RESTS
         if stand is Stand.FORGED:
             self._disagree(REFUSALS[stand])
-        signing.set(int(stand not in REFUSALS))
         await self._look()
         return REFUSALS.get(stand, "")
 

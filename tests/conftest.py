@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,7 +14,6 @@ from ironcart.embedded.nats_server import NatsServer
 from ironcart.embedded.placement import forget
 from ironcart.embedded.ports import free_port
 from ironcart.embedded.postgres import Postgres
-from shopping import Shop, System, running_system
 
 # For `make fuzz`, by --hypothesis-profile.
 settings.register_profile(
@@ -92,29 +90,6 @@ async def database_url(postgres: Postgres, postgres_url: str) -> AsyncIterator[s
     await _execute(postgres_url, f"CREATE DATABASE {name}")
     yield postgres.url_of(name)
     await _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture(scope="session")
-def system() -> Iterator[System]:
-    """The session's system; a test that breaks it for good starts its own."""
-    with running_system("e2e") as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
-def guarded() -> Iterator[System]:
-    """The session's system that asks for keys."""
-    with running_system("guarded", "--auth") as found:
-        yield found
-
-
-@pytest.fixture
-async def shop(system: System) -> AsyncIterator[Shop]:
-    """The session's system over HTTP; faults are healed afterwards."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40)) as session:
-        shop = Shop(system, session)
-        yield shop
-        await shop.heal()
 
 
 def _broker(folder: Path) -> NatsServer:

@@ -3,22 +3,26 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from exploring import CHECKS, ENDS_WITHIN_S, explore
 from http_calls import ROUTES, VITAL_SIGNS
 from ironcart.embedded.folder import write_file
 from ironcart.services.orders.api.following import FOLLOWERS_MAX, FOLLOWERS_SHARE
 from ironcart.toolkit.http import Scope
 from ironcart.toolkit.http.access.apikeys import new_key as draw
 from ironcart.toolkit.http.access.apikeys import read_file, written
-from shopping import ENDED, SOON_S, Shop, System, order, until
+from shopping import ENDED, SOON_S, Shop, System, order, running_system, until
 
+# What a key changes is seen at the first of them.
+EXAMPLES_MAX = 2
 REVOKED_WITHIN_S = 10.0
 KINDS = ("no key", "garbage", "another storefront", "its storefront", "operator")
 # What each kind of caller is answered: all of ours is open, shut, its own only, or an operator's.
@@ -145,6 +149,13 @@ def new_key(system: System, name: str, **limits: Any) -> str:
     key, entry = draw(name, Scope.STOREFRONT, **limits)
     write_file(file, written([*read_file(file).keys, entry]))
     return key
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[System]:
+    """A system that asks for keys."""
+    with running_system("guarded", "--auth") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +328,20 @@ async def test_who_cancels_is_told_and_an_operator_may_cancel_anybodys(site: Gua
     _, trail = await site.ask("GET", "audit", f"/audit/{others}", site.operator)
     asked = [item["event"]["data"] for item in trail["items"] if "Requested" in item["type"]]
     assert [each["requested_by"] for each in asked] == ["key:up-operator"]
+
+
+@pytest.mark.timeout(ENDS_WITHIN_S)
+@pytest.mark.parametrize("service", ["orders", "payments"])
+def test_a_key_does_what_is_documented_and_without_it_nothing_is_done(
+    guarded: System, service: str, tmp_path: Path
+) -> None:
+    options = {
+        "--header": f"Authorization: Bearer {guarded.run['api_keys']['operator']}",
+        "--checks": ",".join((*CHECKS, "ignored_auth")),
+        "--max-examples": EXAMPLES_MAX,
+        "--phases": "fuzzing",
+    }
+    explore(guarded, service, tmp_path, **options)
 
 
 def test_load_runs_with_the_keys_of_the_folder_and_every_promise_holds(guarded: System) -> None:

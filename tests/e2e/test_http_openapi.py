@@ -1,9 +1,6 @@
 """Each service does what its own OpenAPI document says, whatever a stranger sends it."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,85 +11,22 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
-import shopping
+from exploring import ENDS_WITHIN_S, explore
 from http_calls import ROUTES
 from ironcart.events import CURRENCIES
-from shopping import Shop, System, order
+from shopping import READY_WITHIN_S, Shop, System, order
 
-EXAMPLES_MAX = 30
-# What a key changes is seen at the first of them.
-WITH_A_KEY_EXAMPLES_MAX = 2
-REQUEST_TIMEOUT_S = 20.0
-# All but these: positive_data_acceptance, which what_a_schema_can_judge_is_accepted runs where it
-# applies; ignored_auth, which is for the system that asks for keys; and object_level_authorization,
-# which tests/e2e/test_access.py shows route by route.
-CHECKS = (
-    "not_a_server_error",
-    "status_code_conformance",
-    "content_type_conformance",
-    "response_headers_conformance",
-    "response_schema_conformance",
-    "negative_data_rejection",
-    "missing_required_header",
-    "unsupported_method",
-    "allow_header_conformance",
-    "ensure_resource_availability",
-    "use_after_free",
-    "every_error_is_a_problem",
-    "what_a_schema_can_judge_is_accepted",
-)
+# The first of them waits for the system too.
+LIMIT_S = READY_WITHIN_S + ENDS_WITHIN_S
 each_service = pytest.mark.parametrize("service", ROUTES)
 
 
+@pytest.mark.timeout(LIMIT_S)
 @each_service
 def test_whatever_a_stranger_sends_is_answered_as_documented(
     system: System, service: str, tmp_path: Path
 ) -> None:
     explore(system, service, tmp_path)
-
-
-@pytest.mark.parametrize("service", ["orders", "payments"])
-def test_a_key_does_what_is_documented_and_without_it_nothing_is_done(
-    guarded: System, service: str, tmp_path: Path
-) -> None:
-    options = {
-        "--header": f"Authorization: Bearer {guarded.run['api_keys']['operator']}",
-        "--checks": ",".join((*CHECKS, "ignored_auth")),
-        "--max-examples": WITH_A_KEY_EXAMPLES_MAX,
-        "--phases": "fuzzing",
-    }
-    explore(guarded, service, tmp_path, **options)
-
-
-def explore(system: System, service: str, tmp_path: Path, **changes: Any) -> None:
-    """Send what the service's document gives rise to, and hold the answers against it."""
-    settings = tmp_path / "schemathesis.toml"
-    settings.write_text('hooks = "http_checks"\n')
-    options = {
-        "--checks": ",".join(CHECKS),
-        "--max-examples": EXAMPLES_MAX,
-        "--request-timeout": REQUEST_TIMEOUT_S,
-        "--generation-database": "none",
-        "--suppress-health-check": "all",  # a slow machine is no fault of the service
-        "--warnings": "off",
-        "--seed": 1,
-        **changes,
-    }
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(settings), "run"),
-            f"{system.url(service)}/openapi.json",
-            *(f"{name}={value}" for name, value in options.items()),
-            *("--no-color", "--continue-on-failure"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(shopping.__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module", autouse=True)

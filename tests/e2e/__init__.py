@@ -1,0 +1,1 @@
+"""Tests of whole systems; a package, so that the system they share ends with them."""

@@ -33,7 +33,8 @@ demo: .venv/.ready  ## everything on this machine, with load running, until Ctrl
 	$(BIN)/ironcart up --data .ironcart --load 20
 
 test: setup  ## all tests, in two processes; starts what it needs
-	$(BIN)/pytest -n 2
+	@# Hundreds of processes start: what is compiled is kept, whatever the environment says.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2
 
 simulate: setup  ## 1,000 seeded schedules of the toolkit's loops, with crashes and outages
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 1000

@@ -4,18 +4,20 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from benchmarks.bed import Replica
 from chaos.outside import delivered_again, parse_metrics
 from ironcart.embedded.ports import SERVICES
+from replicas import seconds
 from shopping import Shop, System, order, until
 
-ORDERS = 400
+SHARED = 250
+# Enough to go on until the last of five is killed.
+UNDER_KILLS = 400
 TOGETHER_MAX = 32
 ENDED_WITHIN_S = 120.0
 TEST_TIMEOUT_S = 400
@@ -26,13 +28,13 @@ pytestmark = [
 ]
 
 
-async def place(urls: list[str], sku: str) -> list[str]:
+async def place(urls: list[str], sku: str, orders: int) -> list[str]:
     """Place orders with both replicas in turn, many at a time, until each is accepted."""
     placed: list[str] = []
     room = asyncio.Semaphore(TOGETHER_MAX)
 
     async def one(session: aiohttp.ClientSession, number: int) -> None:
-        headers = {"Idempotency-Key": f"{sku}-{number}"}
+        headers = {"Idempotency-Key": f"{sku}-{orders}-{number}"}
         async with room:
             for attempt in range(100):
                 url = urls[(number + attempt) % len(urls)]
@@ -48,7 +50,7 @@ async def place(urls: list[str], sku: str) -> list[str]:
         raise AssertionError(f"order {number} was never accepted")
 
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
-        for number in range(ORDERS):
+        for number in range(orders):
             group.create_task(one(session, number))
     return placed
 
@@ -64,51 +66,46 @@ async def taken(url: str) -> Counter[str]:
     return found
 
 
-async def second(stack: AsyncExitStack, system: System, service: str) -> Replica:
-    replica = Replica(service, system.run["services"][service]["pids"][0])
-    await stack.enter_async_context(replica.running(system.folder / "logs" / f"{service}-2.log"))
-    return replica
+async def work_of(urls: Mapping[str, str]) -> dict[str, Counter[str]]:
+    return {service: await taken(url) for service, url in urls.items()}
 
 
-async def test_two_replicas_of_every_service_share_the_work_and_do_none_of_it_twice(
+async def all_confirmed(shop: Shop, placed: list[str]) -> None:
+    for order_id in placed:
+        assert (await shop.ended(order_id, ENDED_WITHIN_S))["status"] == "confirmed"
+
+
+async def test_two_replicas_of_every_service_share_the_work_and_one_of_each_may_be_killed(
     system: System, shop: Shop
 ) -> None:
     sku = await shop.stocked(100_000)
     repeats_before = await delivered_again(system.run["nats"]["urls"])
-    async with AsyncExitStack() as stack:
-        replicas = [await second(stack, system, service) for service in SERVICES]
-        firsts = {service: await taken(system.url(service)) for service in SERVICES}
-        placed = await place([system.url("orders"), replicas[0].url], sku)
-        for order_id in placed:
-            assert (await shop.ended(order_id, ENDED_WITHIN_S))["status"] == "confirmed"
+    async with seconds(system) as others:
+        doors = [system.url("orders"), others["orders"].url]
+        theirs = {service: system.url(service) for service in SERVICES}
+        mine = {service: others[service].url for service in SERVICES}
+        before = await work_of(theirs)
+        placed = await place(doors, sku, SHARED)
+        await all_confirmed(shop, placed)
         system.verify()
 
-        assert len(set(placed)) == ORDERS
-        for replica in replicas:
-            mine = await taken(replica.url)
-            theirs = await taken(system.url(replica.service)) - firsts[replica.service]
-            for share in (mine, theirs):
-                assert share["done"], f"one {replica.service} did all the work"
-                assert not share["duplicate"], replica.service
-    assert await delivered_again(system.run["nats"]["urls"]) == repeats_before
+        assert len(set(placed)) == SHARED
+        theirs_now, shared = await work_of(theirs), await work_of(mine)
+        for service in SERVICES:
+            for share in (shared[service], theirs_now[service] - before[service]):
+                assert share["done"], f"one {service} did all the work"
+                assert not share["duplicate"], service
+        assert await delivered_again(system.run["nats"]["urls"]) == repeats_before
 
+        placing = asyncio.create_task(place(doors, sku, UNDER_KILLS))
+        for service in SERVICES:
 
-async def test_a_replica_of_each_service_is_killed_and_the_others_finish_its_work(
-    system: System, shop: Shop
-) -> None:
-    sku = await shop.stocked(100_000)
-    async with AsyncExitStack() as stack:
-        replicas = [await second(stack, system, service) for service in SERVICES]
-        placing = asyncio.create_task(place([system.url("orders"), replicas[0].url], sku))
-        for replica in replicas:
-
-            async def at_work(replica: Replica = replica) -> bool:
-                return (await taken(replica.url))["done"] > 0
+            async def at_work(service: str = service) -> bool:
+                return (await taken(mine[service]))["done"] > shared[service]["done"]
 
             await until(at_work)
-            os.kill(replica.pid, signal.SIGKILL)
-        placed = await placing
-        for order_id in placed:
-            assert (await shop.ended(order_id, ENDED_WITHIN_S))["status"] == "confirmed"
-    assert len(set(placed)) == ORDERS
+            os.kill(others[service].process.pid, signal.SIGKILL)
+        placed += await placing
+    await all_confirmed(shop, placed)
+    assert len(set(placed)) == SHARED + UNDER_KILLS
     system.verify()

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import signal
 
 import aiohttp
 
 from ironcart.embedded.ports import SERVICES
+from ironcart.embedded.status import ACCEPTED, counter
 from shopping import Shop, System, until
 
 
@@ -19,10 +21,16 @@ async def test_a_thousand_orders_by_load_all_end_and_every_invariant_holds(syste
 
 
 async def test_each_service_may_be_killed_under_load(system: System, shop: Shop) -> None:
+    before = await _accepted(shop)
     load = await asyncio.create_subprocess_exec(
-        *system.command("load", "--rate", "40", "--duration", "25", "--quiet"),
+        *system.command("load", "--rate", "30", "--quiet", "--json"),
         stdout=asyncio.subprocess.PIPE,
     )
+
+    async def loaded() -> bool:
+        return await _accepted(shop) > before
+
+    await until(loaded)
     for service in SERVICES:
         pid = system.kill(service)
 
@@ -36,9 +44,12 @@ async def test_each_service_may_be_killed_under_load(system: System, shop: Shop)
             return status == 200
 
         await until(back)
+    load.send_signal(signal.SIGTERM)
     said, _ = await load.communicate()
 
     assert load.returncode == 0, said.decode()
+    summary = json.loads(said.splitlines()[-1])
+    assert summary["accepted"] > 0
     system.verify()
 
 
@@ -60,7 +71,15 @@ async def test_a_gateway_outage_opens_the_breaker_and_every_order_ends_after_it(
 
 
 async def _breaker_is(shop: Shop, state: str) -> bool:
-    url = f"{shop.system.url('payments')}/metrics"
-    async with aiohttp.ClientSession() as session, session.get(url) as answer:
-        metrics = await answer.text()
+    metrics = await _metrics(shop, "payments")
     return f'ironcart_breaker_state{{breaker="gateway",state="{state}"}} 1.0' in metrics
+
+
+async def _accepted(shop: Shop) -> float:
+    return counter(await _metrics(shop, "orders"), ACCEPTED)
+
+
+async def _metrics(shop: Shop, service: str) -> str:
+    url = f"{shop.system.url(service)}/metrics"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return await answer.text()

@@ -188,7 +188,7 @@ def check_parts(up: Up, run: dict[str, Any]) -> None:
     assert all(Path(store).is_dir() for store in run["nats"]["stores"])
 
 
-def test_it_serves_an_order_stops_clean_and_has_it_after_a_stop_and_after_a_kill(
+def test_it_serves_an_order_has_it_after_a_stop_and_a_kill_and_places_more_when_asked(
     start: Callable[..., Up],
 ) -> None:
     first = start()
@@ -208,11 +208,13 @@ def test_it_serves_an_order_stops_clean_and_has_it_after_a_stop_and_after_a_kill
     second.process.wait()
     until(lambda: not any(lives(pid) for pid in pids(run)), GONE_WITHIN_S)
 
-    third = start()
+    third = start("--load", "5")
     until(lambda: str(third.process.pid) in (third.folder / "lock").read_text(), BACK_WITHIN_S)
     until(lambda: not (third.folder / "run.json").exists(), BACK_WITHIN_S)
     third.wait_ready()
     assert order_status(order) == "confirmed"
+    until(lambda: bool(re.search("confirmed [1-9]", third.output.read_text())), BACK_WITHIN_S)
+    third.stop()
 
 
 @pytest.mark.parametrize("part", [*SERVICES, "nats", "postgres", "sandbox"])
@@ -263,14 +265,6 @@ def test_a_stop_while_starting_is_a_clean_stop(start: Callable[..., Up]) -> None
     up.stop()
 
     assert not (up.folder / "run.json").exists()
-
-
-def test_orders_are_placed_when_load_is_asked_for(start: Callable[..., Up]) -> None:
-    up = start("--load", "5")
-    up.wait_ready()
-
-    until(lambda: bool(re.search("confirmed [1-9]", up.output.read_text())), BACK_WITHIN_S)
-    up.stop()
 
 
 def test_a_port_in_use_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -58,20 +58,31 @@ class Tides(NamedTuple):
     calms: Sequence[float]
     floods: Sequence[Flood]
 
-    def kept(self) -> float:
-        """The share of the goodput that a flood leaves, against the calms around it; the median.
+    def shares(self) -> list[float]:
+        """The share of the goodput that each flood leaves, against the calms around it.
 
         What else the machine does meanwhile slows a flood and its calms alike.
         """
         around = zip(self.calms, self.calms[1:], strict=False)
-        return statistics.median(
+        return [
             flood.rates.accepted / statistics.mean(calms)
             for flood, calms in zip(self.floods, around, strict=True)
-        )
+        ]
+
+    def kept(self) -> float:
+        """The median share."""
+        return statistics.median(self.shares())
 
     def honest(self) -> float:
         """The median share of a modest caller's orders that were accepted in time."""
         return statistics.median(flood.honest for flood in self.floods)
+
+    def decided(self, floods: int) -> bool:
+        """Whether so many are well borne that neither median of `floods` can be bad any more."""
+        most = floods // 2 + 1
+        kept = sum(share >= GOODPUT_MIN for share in self.shares())
+        honest = sum(flood.honest >= HONEST_MIN for flood in self.floods)
+        return min(kept, honest) >= most
 
     def complaints(self) -> list[str]:
         """What is wrong with how the floods were borne; or with the floods."""
@@ -226,9 +237,13 @@ class Crowd:
 async def tides(
     calm: Callable[[], Awaitable[float]], flood: Callable[[float], Awaitable[Flood]], floods: int
 ) -> Tides:
-    """Take turns, a calm at both ends; a flood is told how much was accepted in the last calm."""
-    calms, between = [await calm()], []
-    for _ in range(floods):
+    """Take turns, a calm at both ends; a flood is told how much was accepted in the last calm.
+
+    There are `floods` of them, or fewer: until the rest could make neither median bad.
+    """
+    calms = [await calm()]
+    between: list[Flood] = []
+    while len(between) < floods and not Tides(calms, between).decided(floods):
         between.append(await flood(calms[-1]))
         calms.append(await calm())
     return Tides(calms, between)

@@ -17,14 +17,14 @@ from ironcart.services.orders.handlers.admit import COMMIT_WAIT_S_MAX, Limits
 from shopping import System, until
 
 PHASE = Phase(warm_s=0.7, measured_s=2.0)
-FLOODS = 5  # Two that something else spoilt do not move the median.
+FLOODS = 5  # At most: two that something else spoilt do not move the median.
 # The most that is accepted in calm is accepted from one of these.
 CALM_CONNECTIONS = (48, 128, 384)
 # More than one caller may have in hand, so that waiting alone does not absorb the flood. A caller
 # who is refused is not read for a second: what comes in is less than what is wanted, on purpose.
 FLOOD_CONNECTIONS = Limits().of_one_caller + 200
-HONEST_CONNECTIONS = 40
-HONEST_A_SECOND = 10.0
+HONEST_CONNECTIONS = 80
+HONEST_A_SECOND = 20.0
 FLOODER, HONEST = "127.0.0.1", "127.0.0.2"
 PATIENCE_S = 5.0
 HONEST_PATIENCE_S = COMMIT_WAIT_S_MAX + 1.0

@@ -9,7 +9,7 @@ import pytest
 from crowd import HONEST_MIN, OVERLOAD, Crowd, Flood, Phase, Rates, Site, Tides, tides
 
 PHASE = Phase(warm_s=0.1, measured_s=0.3)
-FLOODS = 3
+FLOODS = 5
 CAPACITY_A_SECOND = 300.0
 IN_HAND_MAX = 20
 SAID = b"POST /orders HTTP/1.1\r\n\r\n"
@@ -161,6 +161,35 @@ def test_goodput_is_compared_with_the_calms_around_it_and_the_median_counts(
     found = Tides([100] * 4, [flood_of(each) for each in accepted])
 
     assert found.kept() == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(
+    ("borne", "well"),
+    [
+        ("www", True),
+        ("wbww", True),
+        ("wbwbw", True),
+        ("whwhw", True),
+        ("bhww", True),
+        ("wbbbw", False),
+        ("hwhwh", False),
+    ],
+)
+async def test_floods_end_once_neither_median_can_be_bad(borne: str, well: bool) -> None:
+    kinds = {"w": flood_of(100), "b": flood_of(10), "h": flood_of(100, honest=0.0)}
+    left = iter(borne)
+
+    async def calm() -> float:
+        return 100
+
+    async def flood(_: float) -> Flood:
+        return kinds[next(left)]
+
+    found = await tides(calm, flood, 5)
+
+    assert len(found.floods) == len(borne)
+    assert len(found.calms) == len(borne) + 1
+    assert (not found.complaints()) == well
 
 
 def test_a_machine_that_slows_down_slows_both() -> None:

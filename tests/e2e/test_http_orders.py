@@ -260,7 +260,7 @@ async def test_an_order_that_does_not_move_is_answered_in_time_and_its_followers
         begun = time.monotonic()
         reply = await send(system, "POST", "/orders", body, Prefer="wait=1")
         assert (reply.status, reply.json["status"]) == (202, "pending")
-        assert 1 <= time.monotonic() - begun < 5
+        assert 1 <= time.monotonic() - begun < 15
         order_id = reply.json["order_id"]
         async with following(system, order_id) as answer:
             assert answer.headers["Content-Type"].startswith("text/event-stream")

@@ -199,7 +199,7 @@ async def test_settling_is_bounded(shop: LoadShop, tmp_path: Path) -> None:
     tally = await _load(shop, tmp_path, orders=3, settle_s=0.2)
 
     assert tally.as_json()["not_terminal"] == 3
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 async def test_stock_is_set_at_the_start_only_where_it_is_low(

@@ -25,6 +25,8 @@ from ironcart.toolkit.outcomes import Poison, Refused, Unavailable
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
+TAG_BYTES = 16
+WRAPPED_BYTES = NONCE_BYTES + KEY_BYTES + TAG_BYTES
 CACHED_KEYS_MAX = 20_000
 # Who is forgotten is read no longer than this, and who comes back later is written to again.
 CACHED_KEY_LIFE_S = 5.0
@@ -144,16 +146,16 @@ class Vault:
         ]
 
     async def watch(self) -> None:
-        """Look, now and then, whether the newest keys open; raises `Refused` when none does.
+        """Look, now and then, whether keys open; raises `Refused` when a master key is missing.
 
-        Then a master key is missing here, and what this process would wrap meanwhile could not be
-        opened by those who were told of the right one alone.
+        What this process would wrap meanwhile could not be opened by those who were told of the
+        right one alone. The newest may be its own: the oldest tell what a rotation has left.
         """
         while True:
             with contextlib.suppress(Unavailable):
-                found = await self._newest([])
-                if found and not any(found):
-                    raise Refused(_NOT_OPENED)
+                for found in (await self._opening(_NEWEST), await self._opening(_OLDEST)):
+                    if found and not any(found):
+                        raise Refused(_NOT_OPENED)
             await asyncio.sleep(WATCH_EVERY_S)
 
     async def decrypt(self, contacts: Sequence[tuple[str, str]]) -> list[Contact | Poison]:
@@ -187,13 +189,13 @@ class Vault:
 
     async def _told_as_damaged(self, shut: Collection[str]) -> None:
         """Log whose keys do not open; raises `Refused` when rather a master key is missing."""
-        if not any(await self._newest(shut)):
+        if not any(await self._opening(_NEWEST, shut)):
             raise Refused(_NOT_OPENED)
         structlog.get_logger().error("Keys of customers are damaged", customers=[*shut])
 
-    async def _newest(self, but: Collection[str]) -> list[bool]:
-        """Of the newest keys, which ones a master key opens."""
-        rows = await self._database.fetch(_NEWEST, sorted(but), ASKED_KEYS_MAX)
+    async def _opening(self, query: str, but: Collection[str] = ()) -> list[bool]:
+        """Of the newest or oldest keys, but for what is too short or long for one, which open."""
+        rows = await self._database.fetch(query, sorted(but), ASKED_KEYS_MAX, WRAPPED_BYTES)
         return [self._master.opens(row["customer_id"], row["wrapped"]) for row in rows]
 
     async def _opened(self, customers: Collection[str]) -> tuple[dict[str, _Key], set[str]]:
@@ -265,7 +267,8 @@ _NOT_OPENED = (
     "IRONCART_MASTER_KEY does not open the vault: use the key it was made with, or add that one to"
     " IRONCART_MASTER_KEYS_OLD"
 )
-_NEWEST = """
-SELECT customer_id, wrapped FROM keys WHERE customer_id <> ALL($1::text[])
-ORDER BY created_at DESC LIMIT $2
+_OLDEST = """
+SELECT customer_id, wrapped FROM keys
+WHERE customer_id <> ALL($1::text[]) AND length(wrapped) = $3 ORDER BY created_at LIMIT $2
 """
+_NEWEST = _OLDEST.replace("created_at", "created_at DESC")

@@ -109,6 +109,21 @@ class Guarded:
         await until(has_ended)
         return await self.order(order_id)
 
+    async def audited(self, order_id: str, kind: str) -> Any:
+        """The data of an order's event of this type, once the trail has it."""
+        found: list[Any] = []
+
+        async def has_come() -> bool:
+            path = f"/audit/{order_id}"
+            status, body = await self.ask("GET", "audit", path, self.operator)
+            items = body["items"] if status == 200 else []
+            found[:] = [item["event"]["data"] for item in items if item["type"] == kind]
+            return bool(found)
+
+        await until(has_come)
+        (data,) = found
+        return data
+
     async def order(self, order_id: str) -> Any:
         status, body = await self.ask("GET", "orders", f"/orders/{order_id}", self.operator)
         assert status == 200, body
@@ -254,8 +269,7 @@ async def test_a_key_that_replaces_another_sees_what_that_one_placed(
     status, _ = await site.ask("GET", "orders", f"/orders/{order_id}", new)
 
     assert status == 200
-    told = (await site.ask("GET", "audit", f"/audit/{order_id}", site.operator))[1]["items"][0]
-    assert told["event"]["data"]["placed_by"] == "key:rotating"
+    assert (await site.audited(order_id, "OrderCreated"))["placed_by"] == "key:rotating"
 
 
 async def test_a_key_that_asks_for_too_much_is_429_with_what_is_left(
@@ -325,9 +339,8 @@ async def test_who_cancels_is_told_and_an_operator_may_cancel_anybodys(site: Gua
         assert status == 202, body
     assert (await site.ended(mine))["reason"] == "customer"
     assert (await site.ended(others))["reason"] == "operator"
-    _, trail = await site.ask("GET", "audit", f"/audit/{others}", site.operator)
-    asked = [item["event"]["data"] for item in trail["items"] if "Requested" in item["type"]]
-    assert [each["requested_by"] for each in asked] == ["key:up-operator"]
+    asked = await site.audited(others, "OrderCancellationRequested")
+    assert asked["requested_by"] == "key:up-operator"
 
 
 @pytest.mark.timeout(ENDS_WITHIN_S)

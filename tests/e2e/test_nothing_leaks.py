@@ -230,6 +230,11 @@ async def refund(desk: Shop, order_id: str) -> None:
 
 async def set_aside(desk: Shop, order_id: str) -> None:
     """An event that its reader can never deal with, with the contact that events carry."""
+
+    async def is_audited() -> bool:
+        return "OrderConfirmed" in await desk.audited(order_id)
+
+    await until(is_audited)
     found = await desk.get("audit", f"/audit/{order_id}")
     event = next(item["event"] for item in found["items"] if item["type"] == "OrderConfirmed")
     event |= {"id": secrets.token_hex(16)}

@@ -149,13 +149,18 @@ class Vault:
         """Look, now and then, whether keys open; raises `Refused` when a master key is missing.
 
         What this process would wrap meanwhile could not be opened by those who were told of the
-        right one alone. The newest may be its own: the oldest tell what a rotation has left.
+        right one alone. The newest may be its own, so the oldest are looked at too: that none of
+        those opens is said, and no more, for they may have been lost long ago.
         """
+        told = False
         while True:
             with contextlib.suppress(Unavailable):
-                for found in (await self._opening(_NEWEST), await self._opening(_OLDEST)):
-                    if found and not any(found):
-                        raise Refused(_NOT_OPENED)
+                newest, oldest = await self._opening(_NEWEST), await self._opening(_OLDEST)
+                if newest and not any(newest):
+                    raise Refused(_NOT_OPENED)
+                if oldest and not any(oldest) and not told:
+                    told = True
+                    structlog.get_logger().error("The oldest keys do not open", error=_NOT_OPENED)
             await asyncio.sleep(WATCH_EVERY_S)
 
     async def decrypt(self, contacts: Sequence[tuple[str, str]]) -> list[Contact | Poison]:

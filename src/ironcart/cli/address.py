@@ -37,6 +37,11 @@ class _Environment(msgspec.Struct, frozen=True, kw_only=True):
     nats_monitor_url: str = ""
 
 
+def is_running(data: Path) -> bool:
+    """Whether `ironcart up` says that it runs in this folder."""
+    return (data / RUN_FILE).exists()
+
+
 def find(data: Path) -> Addresses:
     """Read where the system is; raises `Refused` when neither place says so."""
     try:

@@ -78,7 +78,7 @@ def aggregate_of(customer: str) -> str:
 
 
 def _where(data: Path) -> Where:
-    if (data / address.RUN_FILE).exists():
+    if address.is_running(data):
         found = address.find(data).databases
         return Where(vault_database_url=found["vault"], database_url=found[OWNER])
     return settings.load(Where, tls.verified(settings.environment()), OWNER)

@@ -99,7 +99,7 @@ async def _republish(data: Path, *, recreate: bool) -> list[str]:
 def _environ(data: Path, where: address.Addresses) -> Mapping[str, str]:
     """What provisioning is told: by a running `ironcart up`, else by the environment."""
     environ = settings.environment()
-    if not (data / address.RUN_FILE).exists():
+    if not address.is_running(data):
         return environ
     urls = where.nats_url.split(",")
     return environ | {

@@ -48,14 +48,9 @@ class Count(msgspec.Struct):
         return f"{self.seen} looked at, {self.wrapped} wrapped anew, {self.damaged} damaged"
 
 
-def is_running(data: Path) -> bool:
-    """Whether `ironcart up` says that it runs in this folder."""
-    return (data / address.RUN_FILE).exists()
-
-
 def where(data: Path) -> Where:
     """Find the databases: of a running `ironcart up`, else in the environment."""
-    if is_running(data):
+    if address.is_running(data):
         found = address.find(data).databases
         return Where(vault_database_url=found["vault"], database_url=found["notifications"])
     return settings.load(Where, tls.verified(settings.environment()), "notifications")
@@ -75,7 +70,7 @@ def rotate(data: address.Data = address.DATA_DEFAULT) -> None:
     """
     environ = settings.environment()
     kept = data / MASTER_KEY_FILE
-    if kept.exists() and (is_running(data) or "IRONCART_MASTER_KEY" not in environ):
+    if kept.exists() and (address.is_running(data) or "IRONCART_MASTER_KEY" not in environ):
         theirs = kept.read_text().strip()
         if environ.setdefault("IRONCART_MASTER_KEY", theirs) != theirs:
             raise Refused(

@@ -299,7 +299,7 @@ async def _read(sealed: Sequence[tuple[str, str]], vault: Vault) -> list[Contact
     try:
         found = await vault.decrypt(sealed)
         return [None if isinstance(each, Poison) else each for each in found]
-    except (Refused, ValueError):
+    except Refused:
         if len(sealed) == 1:
             return [None]
         return [contact for each in sealed for contact in await _read([each], vault)]

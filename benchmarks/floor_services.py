@@ -318,13 +318,13 @@ class Audit(Hand):
             )
             for each, order_id in zip(batch, order_ids(batch), strict=True)
         ]
-        stream, seqs = batch[0].stream, [each.stream_seq for each in batch]
+        stream = batch[0].stream
         async with self.database.transaction() as connection:
             store = audit.Store(connection)
-            await store.insert(entries)
             await store.lock_chain(stream)
             await store.head(stream)
-            await store.insert_links(stream, seqs, [os.urandom(32) for _ in seqs])
+            await store.insert(entries)
+            await store.insert_links(stream, [(each.stream_seq, os.urandom(32)) for each in batch])
 
 
 HANDS: Mapping[str, type[Hand]] = {

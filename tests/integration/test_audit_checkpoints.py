@@ -295,7 +295,7 @@ async def test_a_loss_has_the_same_hash_when_it_is_told_again(audited: Audited) 
     async def missing() -> None:
         async with audited.database.transaction() as connection:
             assert await lose(connection, "ORDERS", 9) == 5
-            await lengthen(Store(connection), "ORDERS", {})
+            await lengthen(Store(connection), "ORDERS")
 
     await audited.keep(["ORDERS"], 3)
     await missing()

@@ -47,6 +47,12 @@ def test_it_syncs_every_write_and_takes_one_mebibyte(broker: NatsServer) -> None
     assert str(config["store_dir"]).startswith(str(broker.store))
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has this policy")
+def test_it_pushes_nobody_off_a_core(broker: NatsServer) -> None:
+    threads = [int(path.name) for path in Path(f"/proc/{broker.pid}/task").iterdir()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
 async def test_what_was_acknowledged_is_there_after_a_kill(own_broker: NatsServer) -> None:
     before = own_broker.pid
     assert await _publish(own_broker, 20) == 20

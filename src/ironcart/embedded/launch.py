@@ -19,9 +19,11 @@ BY_WATCHER = "watcher"
 
 
 def main(arguments: list[str]) -> None:
-    """Become `PROGRAM ARGS...` of `PARENT SIGNAL UID GID GUARD PROGRAM ARGS...`."""
-    parent, death_signal, uid, gid = (int(argument) for argument in arguments[:4])
-    guard, program = arguments[4], arguments[5:]
+    """Become `PROGRAM ARGS...` of `PARENT SIGNAL UID GID PATIENT GUARD PROGRAM ARGS...`."""
+    parent, death_signal, uid, gid, patient = (int(argument) for argument in arguments[:5])
+    guard, program = arguments[5], arguments[6:]
+    if patient and hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if uid != KEEP_ACCOUNT:
         os.chdir("/")
         os.setgroups([])

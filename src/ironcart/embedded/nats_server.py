@@ -211,4 +211,7 @@ class NatsServer(Server):
             # anew; a node of a cluster may also be unwell because others are.
             alive=(can_write if self._routes else http_ready)(f"{self.monitor_url}/healthz"),
             inherit=self._inherit,
+            # It shares the cores with the services that wake it, for a message or an ack at a time:
+            # when it lets them finish what they are at, it has more to do at once.
+            patient=True,
         )

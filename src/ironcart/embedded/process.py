@@ -44,7 +44,8 @@ class Child:
     `ready` may block for `CHECK_TIMEOUT_S` and never raises; so may `alive`, which is asked from
     then on where only a fresh start can mend what is wrong. `stop_signal` asks it to finish,
     `last_signal` insists, `orphan_signal` reaches it when its parent is gone. `inherit` are
-    open files it gets a copy of.
+    open files it gets a copy of. One that is `patient` pushes nobody off a core when it is woken
+    (Linux only): it waits until one is free, or whoever has it has had their share.
     """
 
     name: str
@@ -58,13 +59,14 @@ class Child:
     last_signal: signal.Signals = signal.SIGKILL
     orphan_signal: signal.Signals = signal.SIGKILL
     inherit: tuple[int, ...] = ()
+    patient: bool = False
 
 
 def launch_argv(child: Child) -> list[str]:
     """Return the command that becomes the child and ties its life to this process."""
     account = child.account or Account(uid=launch.KEEP_ACCOUNT, gid=launch.KEEP_ACCOUNT)
     guard = launch.BY_KERNEL if sys.platform == "linux" else launch.BY_WATCHER
-    numbers = (os.getpid(), child.orphan_signal, account.uid, account.gid)
+    numbers = (os.getpid(), child.orphan_signal, account.uid, account.gid, child.patient)
     launcher = [sys.executable, "-I", "-S", launch.__file__]
     return [*launcher, *(str(int(number)) for number in numbers), guard, *child.argv]
 

@@ -1,6 +1,7 @@
 """Connections that misbehave are refused as they deserve, and nobody else notices."""
 
 import asyncio
+import gc
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from litestar import Response
 
+from heart_parts import until
 from ironcart.toolkit.http import Endpoint, Problem, Server, application, json_response, listen
 from ironcart.toolkit.http import connection as limits
 from ironcart.toolkit.http.problems import RETRY_AFTER_S_MIN
@@ -357,3 +359,26 @@ async def test_five_hundred_slow_connections_make_room_for_an_honest_one(
         assert [(await each.hear())[0] for each in others] == [200] * 50
         site.parts.go_on.set()
         assert (await honest.hear())[2] == b'{"slow":true}'
+
+
+async def test_who_has_hung_up_leaves_nothing_for_the_collector(site: Site) -> None:
+    def connections() -> int:
+        return sum(isinstance(kept, limits.Connection) for kept in gc.get_objects())
+
+    async def as_before() -> bool:
+        return connections() == before
+
+    gc.collect()
+    before = connections()
+    gc.disable()
+    try:
+        waiting = await site.call(GET.replace(b"quick", b"slow") + GET)
+        for request in (GET, POST + b"Content-Length: 2\r\n\r\n{}", GET.replace(b"k", b"x")):
+            assert (await (await site.call(request)).hear())[0] in {200, 404}
+        assert connections() == before + 4
+        site.hang_up()
+        site.parts.go_on.set()
+        await waiting.writer.wait_closed()
+        await until(as_before)
+    finally:
+        gc.enable()

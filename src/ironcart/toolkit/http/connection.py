@@ -129,9 +129,12 @@ class Connection(HttpToolsProtocol):
         self._room.leave(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leave the room."""
+        """Leave the room, and nothing behind: the last request and its scope know their connection,
+        and would stay with it until the collector comes to the oldest of what there is."""
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        self.scope, self.cycle = None, None  # type: ignore[assignment]
+        self.pipeline.clear()
         self.go()
         for alarm in (self._alarm, self._unread_alarm):
             if alarm is not None:
@@ -292,9 +295,10 @@ class Connection(HttpToolsProtocol):
         uvicorn writes in two calls, each with all the checks that a stream of any length needs.
         """
         cycle = self.cycle
-        newest = cycle.scope is scope  # Else others have come in behind it.
+        if cycle is None or cycle.scope is not scope:  # Hung up, or others came in behind it.
+            return False
         usual = cycle.keep_alive and not cycle.disconnected and not self.flow.write_paused
-        if not (newest and usual) or scope["method"] == "HEAD" or status not in STATUS_LINE:
+        if not usual or scope["method"] == "HEAD" or status not in STATUS_LINE:
             return False
         named = [*cycle.default_headers, *headers]
         head = b"\r\n".join([name + b": " + value for name, value in named])

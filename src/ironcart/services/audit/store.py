@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ironcart.toolkit.database import Connection, Database
 
-# COPY takes rows at two thirds of what INSERT asks for them; nobody else writes these columns.
+# In the order of COPY, to which a row costs two thirds of what it costs to INSERT.
 _ENTRY = (
     *("stream", "stream_seq", "subject", "event_id", "type", "aggregate_id", "headers", "body"),
     "stored_at",

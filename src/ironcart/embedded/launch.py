@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> None:
     parent, death_signal, uid, gid, patient = (int(argument) for argument in arguments[:5])
     guard, program = arguments[5], arguments[6:]
     if patient and hasattr(os, "SCHED_BATCH"):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with contextlib.suppress(OSError):  # A sandbox may forbid it: it goes on as before.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if uid != KEEP_ACCOUNT:
         os.chdir("/")
         os.setgroups([])

@@ -5,7 +5,7 @@ run again; what waiting cannot mend becomes `Refused`. Everything else is a bug 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -212,15 +212,6 @@ class Database:
         """Run one query by itself, for its first row."""
         async with self.acquire() as connection:
             return await connection.fetchrow(statement, *arguments)
-
-    async def copy_records_to_table(
-        self, table_name: str, *, columns: Sequence[str], records: Iterable[Sequence[Any]]
-    ) -> str:
-        """Add rows by themselves: all of them or, when one is refused, none."""
-        async with self.acquire() as connection:
-            return await connection.copy_records_to_table(
-                table_name, columns=columns, records=records
-            )
 
     async def healthy(self) -> bool:
         """Say whether the database answers; raises `Refused` when it refuses us."""

@@ -15,6 +15,7 @@ _ENTRY = (
     "stored_at",
 )
 _LINK = ("stream", "stream_seq", "hash", "version")
+# How links are made now.
 LINK_VERSION = 2
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -111,24 +112,21 @@ class Store:
 
     async def insert(self, entries: Sequence[Entry]) -> None:
         """Keep entries that are not there yet, as who has locked the chain can know."""
-        await self._connection.copy_records_to_table(
-            "entries",
-            columns=_ENTRY,
-            records=[
-                (
-                    entry.stream,
-                    entry.stream_seq,
-                    entry.subject,
-                    entry.event_id,
-                    entry.type,
-                    entry.aggregate_id,
-                    entry.headers,
-                    entry.body,
-                    _EPOCH + timedelta(microseconds=entry.stored_at_us),
-                )
-                for entry in entries
-            ],
-        )
+        rows = [
+            (
+                entry.stream,
+                entry.stream_seq,
+                entry.subject,
+                entry.event_id,
+                entry.type,
+                entry.aggregate_id,
+                entry.headers,
+                entry.body,
+                _EPOCH + timedelta(microseconds=entry.stored_at_us),
+            )
+            for entry in entries
+        ]
+        await self._copy("entries", _ENTRY, rows)
 
     async def insert_lost(self, stream: str, before_seq: int) -> int:
         """Fill every place before a sequence that has no entry; returns how many there were."""
@@ -164,11 +162,15 @@ class Store:
 
     async def insert_links(self, stream: str, links: Sequence[tuple[int, bytes]]) -> None:
         """Lengthen a chain by these sequences and hashes."""
-        await self._connection.copy_records_to_table(
-            "links",
-            columns=_LINK,
-            records=[(stream, seq, hash_, LINK_VERSION) for seq, hash_ in links],
-        )
+        rows = [(stream, seq, hash_, LINK_VERSION) for seq, hash_ in links]
+        await self._copy("links", _LINK, rows)
+
+    async def _copy(
+        self, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        # The lock that makes sure of them is a transaction's.
+        assert not isinstance(self._connection, Database)
+        await self._connection.copy_records_to_table(table, columns=columns, records=rows)
 
     async def progress(self, streams: Sequence[str]) -> list[Progress]:
         """Say of each stream how far its chain is behind its entries."""
